@@ -1,0 +1,7 @@
+#include "bindings.hpp"
+
+NB_MODULE(_core, module) {
+  bind_search(module);
+  bind_linearize(module);
+  bind_hypotheses(module);
+}

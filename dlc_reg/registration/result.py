@@ -1,0 +1,112 @@
+"""What a registration returns."""
+
+from __future__ import annotations
+
+import enum
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlc_reg.iterate import Status
+
+
+class Verdict(str, enum.Enum):
+    """Whether the transformation can be trusted; the reasons are in `RegistrationResult.verdict_reasons`."""
+
+    ALIGNED = "aligned"
+    AMBIGUOUS = "ambiguous"
+    DOUBTFUL = "doubtful"
+    FAILED = "failed"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass
+class RegistrationResult:
+    """The transformation that maps the source onto the target, with the evidence for it.
+
+    The first four fields are Open3D's. `correspondence_set` holds rows (source index, target index) into the clouds
+    given. `fitness` is the number of inlier correspondences over the number of **source** points; `inlier_rmse` is over
+    those correspondences, in the points' unit. `information` and `covariance` are in the tangent order (rotation xyz
+    [rad], translation xyz), of a left update of `transformation` about the target's `settings["information_origin"]`.
+    `covariance` is None where the geometry leaves a direction free.
+    """
+
+    transformation: NDArray[np.float64] = field(default_factory=lambda: np.eye(4))  # (4, 4), T_target_source
+    fitness: float = 0.0
+    inlier_rmse: float = 0.0
+    correspondence_set: NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 2), np.int32))  # (m, 2)
+    information: NDArray[np.float64] | None = None  # (6, 6)
+    covariance: NDArray[np.float64] | None = None  # (6, 6)
+    iterations: int = 0
+    status: Status = Status.NOT_STARTED
+    history: list[dict[str, Any]] = field(default_factory=list)  # one record an iteration
+    verdict: Verdict | None = None
+    verdict_reasons: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)  # every number that was derived or chosen
+    timings: dict[str, float] = field(default_factory=dict)  # seconds a stage
+    clouds: tuple[Any, Any] | None = field(default=None, repr=False, compare=False)  # (source, target) PointClouds
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the correspondences and the clouds, in plain Python types."""
+        return {
+            "transformation": self.transformation.tolist(),
+            "fitness": self.fitness,
+            "inlier_rmse": self.inlier_rmse,
+            "correspondences": len(self.correspondence_set),
+            "information": None if self.information is None else self.information.tolist(),
+            "covariance": None if self.covariance is None else self.covariance.tolist(),
+            "iterations": self.iterations,
+            "status": self.status.value,
+            "verdict": None if self.verdict is None else self.verdict.value,
+            "verdict_reasons": list(self.verdict_reasons),
+            "settings": self.settings,
+            "timings": self.timings,
+            "history": self.history,
+        }
+
+    def to_json(self, **options: Any) -> str:
+        return json.dumps(self.to_dict(), default=_plain, **options)
+
+    def __str__(self) -> str:
+        rotation = np.degrees(rotation_angle(self.transformation[:3, :3]))
+        shift = np.linalg.norm(self.transformation[:3, 3])
+        lines = [
+            f"{self.verdict or 'RegistrationResult'}: " + ("; ".join(self.verdict_reasons) or str(self.status.value)),
+            f"rotation {rotation:.3f} deg, translation {shift:.6g}",
+            f"fitness {self.fitness:.3f}, inlier RMSE {self.inlier_rmse:.6g}, {self.iterations} iterations",
+        ]
+        return "\n".join(lines)
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """Draws before and after with Matplotlib (extra `viz`); saves to `path` if given, returns the figure."""
+        from dlc_reg.report import plot
+
+        return plot(self, path)
+
+    def report(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Writes one offline HTML page (extra `viz`). Raises `FileExistsError` unless `overwrite`."""
+        from dlc_reg.report import write_report
+
+        return write_report(self, path, overwrite=overwrite)
+
+
+def rotation_angle(rotation: NDArray[np.float64]) -> float:
+    """Angle of a (3, 3) rotation (or scaled rotation) [rad], accurate near 0 and pi."""
+    scale = np.cbrt(max(np.linalg.det(rotation), 1e-300))
+    r = rotation / scale
+    sine = np.linalg.norm([r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]])
+    return float(np.arctan2(sine, np.trace(r) - 1))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return str(value)
