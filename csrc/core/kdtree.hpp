@@ -2,6 +2,7 @@
 // float32; lower bounds are computed in the same order from nearer coordinates, and rounding is monotone, so no pruned
 // point could have won. Hence the answer is unique: the smallest (d2, index), whatever the tree or the instruction set.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <utility>
@@ -18,7 +19,7 @@ class KdTree {
   KdTree(const float* points, int64_t n, int num_threads);
 
   int64_t size() const { return n_; }
-  const float* point(int32_t index) const { return points_.data() + 3 * static_cast<size_t>(index); }  // original order
+  const float* point(int32_t index) const { return points_.data() + 3 * static_cast<std::size_t>(index); }  // original order
 
   // The nearest point with d2 < max_d2 (strictly); the lowest index wins a tie. false and outputs untouched if none.
   bool nearest(const float q[3], float max_d2, int32_t& index, float& d2) const;

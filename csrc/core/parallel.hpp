@@ -1,6 +1,7 @@
 // Threads of our own (no OpenMP: two runtimes in one process otherwise). The partition into blocks never depends on the
 // number of threads, so whatever is written per block, or summed in block order, is bit-identical for any number.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <vector>
@@ -21,9 +22,9 @@ Sum parallel_reduce(int64_t n, int64_t grain, int num_threads, const Body& body)
   Sum total{};
   if (n <= 0) return total;
   if (grain < 1) grain = 1;
-  std::vector<Sum> partial(static_cast<size_t>((n + grain - 1) / grain));
+  std::vector<Sum> partial(static_cast<std::size_t>((n + grain - 1) / grain));
   parallel_for(n, grain, num_threads, [&](int64_t begin, int64_t end) {
-    partial[static_cast<size_t>(begin / grain)] = body(begin, end);
+    partial[static_cast<std::size_t>(begin / grain)] = body(begin, end);
   });
   for (const Sum& sum : partial) total += sum;
   return total;
