@@ -115,7 +115,7 @@ DLC_HD void svd3(const double a[9], double u[9], double s[3], double v[9]) {
     for (int p = 0; p < 2; ++p)
       for (int q = p + 1; q < 3; ++q) {
         const double pp = dot(b[p], b[p]), qq = dot(b[q], b[q]), pq = dot(b[p], b[q]);
-        if (!(std::fabs(pq) > 1e-16 * std::sqrt(pp) * std::sqrt(qq))) continue;
+        if (!(std::fabs(pq) > 1e-15 * std::sqrt(pp) * std::sqrt(qq))) continue;
         rotated = true;
         const double half = (qq - pp) / (2.0 * pq);
         const double t = (half >= 0.0 ? 1.0 : -1.0) / (std::fabs(half) + std::sqrt(half * half + 1.0));
