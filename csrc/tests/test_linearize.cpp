@@ -1,0 +1,158 @@
+// The fused pass against itself: threads, given against searched correspondences, the two roads of generalized ICP, and
+// the gradient against finite differences of the cost.
+#include "core/linearize.hpp"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "core/kdtree.hpp"
+
+namespace {
+
+int failures = 0;
+
+#define CHECK(condition)                                          \
+  do {                                                            \
+    if (!(condition)) {                                           \
+      std::printf("%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+      ++failures;                                                 \
+    }                                                             \
+  } while (0)
+
+struct Cloud {
+  explicit Cloud(int64_t n, unsigned seed) : points(3 * n), normals(3 * n), covariances(6 * n) {
+    std::mt19937 generator(seed);
+    std::normal_distribution<float> distribution;
+    for (float& x : points) x = distribution(generator);
+    for (int64_t i = 0; i < n; ++i) {
+      float v[3], norm = 0.0f;
+      for (float& x : v) x = distribution(generator), norm += x * x;
+      for (int a = 0; a < 3; ++a) normals[3 * i + a] = v[a] / std::sqrt(norm);
+      int at = 0;  // I + 0.3 v v^T
+      for (int r = 0; r < 3; ++r)
+        for (int c = r; c < 3; ++c) covariances[6 * i + at++] = (r == c) + 0.3f * v[r] * v[c];
+    }
+  }
+  std::vector<float> points, normals, covariances;
+};
+
+constexpr int64_t kSource = 5000, kTarget = 4000;
+
+struct Fixture {
+  Fixture() : source(kSource, 1), target(kTarget, 2), tree(target.points.data(), kTarget, 1), indices(kSource) {}
+
+  dlc::LinearizeProblem problem(dlc::Kind kind, dlc::Kernel kernel, double parameter) {
+    return {kind,
+            source.points.data(),
+            source.normals.data(),
+            source.covariances.data(),
+            kSource,
+            &tree,
+            target.points.data(),
+            target.normals.data(),
+            target.covariances.data(),
+            transform,
+            0.3f,
+            kernel,
+            parameter,
+            indices.data(),
+            nullptr};
+  }
+
+  Cloud source, target;
+  dlc::KdTree tree;
+  std::vector<int64_t> indices;
+  double transform[16] = {0.8, -0.6, 0, 0.1, 0.6, 0.8, 0, -0.2, 0, 0, 1, 0.05, 0, 0, 0, 1};
+};
+
+constexpr dlc::Kind kKinds[] = {dlc::Kind::kPointToPoint, dlc::Kind::kPointToPlane, dlc::Kind::kSymmetric,
+                                dlc::Kind::kGeneralized};
+constexpr dlc::Kernel kKernels[] = {dlc::Kernel::kL2,     dlc::Kernel::kL1,           dlc::Kernel::kHuber,
+                                    dlc::Kernel::kCauchy, dlc::Kernel::kGemanMcClure, dlc::Kernel::kTukey};
+
+void test_same_bits() {
+  Fixture f;
+  for (dlc::Kind kind : kKinds)
+    for (dlc::Kernel kernel : kKernels) {
+      dlc::LinearizeProblem problem = f.problem(kind, kernel, 0.1);
+      double one[dlc::kSums], other[dlc::kSums];
+      dlc::linearize(problem, one, 1);
+      CHECK(one[dlc::kCount] > 100 && one[dlc::kCount] < kSource);
+      for (int threads : {2, 3, 0}) {
+        dlc::linearize(problem, other, threads);
+        CHECK(std::memcmp(one, other, sizeof one) == 0);
+      }
+      problem.tree = nullptr;  // the correspondences just found
+      dlc::linearize(problem, other, 2);
+      CHECK(std::memcmp(one, other, sizeof one) == 0);
+    }
+}
+
+// Huber with a huge threshold has unit weights, and takes the road through the matrix root.
+void test_generalized_roads() {
+  Fixture f;
+  double direct[dlc::kSums], rows[dlc::kSums];
+  dlc::linearize(f.problem(dlc::Kind::kGeneralized, dlc::Kernel::kL2, 1.0), direct, 1);
+  dlc::linearize(f.problem(dlc::Kind::kGeneralized, dlc::Kernel::kHuber, 1e9), rows, 1);
+  for (int i = 0; i < dlc::kSums; ++i) CHECK(std::fabs(direct[i] - rows[i]) < 1e-12 * (direct[0] + direct[20]));
+}
+
+// The gradient is that of the cost where the Jacobian neglects nothing: point-to-plane, and generalized with target
+// covariances only in the way (the source's are isotropic, so they do not turn).
+void test_gradient() {
+  Fixture f;
+  for (int64_t i = 0; i < kSource; ++i)
+    for (int a = 0; a < 6; ++a) f.source.covariances[6 * i + a] = a == 0 || a == 3 || a == 5 ? 0.5f : 0.0f;
+  for (dlc::Kind kind : {dlc::Kind::kPointToPlane, dlc::Kind::kGeneralized})
+    for (dlc::Kernel kernel : kKernels) {
+      if (kernel == dlc::Kernel::kL1) continue;  // its kinks are not differentiable
+      dlc::LinearizeProblem problem = f.problem(kind, kernel, 0.1);
+      double sums[dlc::kSums];
+      dlc::linearize(problem, sums, 1);
+      problem.tree = nullptr;
+      for (int axis = 0; axis < 6; ++axis) {
+        const double step = 1e-6;
+        double cost[2];
+        for (int side = 0; side < 2; ++side) {
+          double xi[6] = {}, update[16], moved[16] = {};
+          xi[axis] = side ? step : -step;
+          dlc::se3_exp(xi, update);
+          for (int r = 0; r < 4; ++r)
+            for (int c = 0; c < 4; ++c)
+              for (int k = 0; k < 4; ++k) moved[4 * r + c] += update[4 * r + k] * f.transform[4 * k + c];
+          problem.transform = moved;
+          double other[dlc::kSums];
+          dlc::linearize(problem, other, 1);
+          cost[side] = other[dlc::kCost];
+        }
+        CHECK(std::fabs((cost[1] - cost[0]) / (2 * step) - sums[dlc::kGradient + axis]) < 1e-5 * (1 + sums[dlc::kCost]));
+      }
+    }
+}
+
+void test_no_correspondences() {
+  Fixture f;
+  dlc::LinearizeProblem problem = f.problem(dlc::Kind::kPointToPlane, dlc::Kernel::kL2, 1.0);
+  problem.max_distance = 0.0f;
+  double sums[dlc::kSums];
+  dlc::linearize(problem, sums, 2);
+  CHECK(std::all_of(sums, sums + dlc::kSums, [](double x) { return x == 0.0; }));
+  CHECK(std::all_of(f.indices.begin(), f.indices.end(), [](int64_t i) { return i == -1; }));
+  problem.n = 0;
+  dlc::linearize(problem, sums, 2);
+  CHECK(sums[dlc::kCount] == 0.0);
+}
+
+}  // namespace
+
+int main() {
+  test_same_bits();
+  test_generalized_roads();
+  test_gradient();
+  test_no_correspondences();
+  if (failures == 0) std::puts("linearize: ok");
+  return failures != 0;
+}

@@ -1,0 +1,32 @@
+"""Stateless operators over points: the only door to the native core.
+
+They take torch tensors or NumPy arrays and return the same kind on the same device. `_reference.py` holds a readable
+twin of each in plain torch.
+"""
+
+try:
+    from dlc_reg import _core  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"dlc_reg's native module cannot be imported ({error}). Install the package (`pip install .` in the checkout, "
+        "which needs a C++17 compiler); a bare source tree on the path does not have it."
+    ) from error
+
+from dlc_reg.ops._linearize import KERNELS, KINDS, Linearization, Moments, linearize
+from dlc_reg.ops._neighbourhoods import estimate_covariances, estimate_normals, voxel_downsample, voxel_groups
+from dlc_reg.ops._search import SearchIndex, knn, radius_search
+
+__all__ = [
+    "KERNELS",
+    "KINDS",
+    "Linearization",
+    "Moments",
+    "SearchIndex",
+    "estimate_covariances",
+    "estimate_normals",
+    "knn",
+    "linearize",
+    "radius_search",
+    "voxel_downsample",
+    "voxel_groups",
+]

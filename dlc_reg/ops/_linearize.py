@@ -1,0 +1,230 @@
+"""The normal equations of one registration step, in one native pass over the correspondences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dlc_reg import _core
+from dlc_reg.errors import InputError
+from dlc_reg.ops import _library, _validate
+from dlc_reg.ops._search import SearchIndex
+from dlc_reg.ops._validate import Array
+
+KINDS = {"point_to_point": 0, "point_to_plane": 1, "symmetric": 2, "generalized": 3}
+KERNELS = {"l2": 0, "l1": 1, "huber": 2, "cauchy": 3, "gm": 4, "tukey": 5}
+
+_ROW, _COLUMN = torch.triu_indices(6, 6)
+_FULL = torch.empty((6, 6), dtype=torch.int64)  # where the upper triangle's entries stand in the sums
+_FULL[_ROW, _COLUMN] = _FULL[_COLUMN, _ROW] = torch.arange(21)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Weighted moments of corresponding points p (source, moved by the transform) and q (target), float64."""
+
+    weight: Tensor
+    """() sum of w"""
+    source: Tensor
+    """(3,) sum of w p"""
+    target: Tensor
+    """(3,) sum of w q"""
+    cross: Tensor
+    """(3, 3) sum of w q p^T"""
+    source_squared: Tensor
+    """() sum of w |p|^2"""
+    target_squared: Tensor
+    """() sum of w |q|^2"""
+
+
+@dataclass(frozen=True)
+class Linearization:
+    """What `linearize` found, on the host. p is a source point moved by the transform, q its target point."""
+
+    kind: str
+    sums: Tensor
+    """(36,) float64, the layout of csrc/core/residuals.hpp"""
+    indices: Tensor
+    """(N,) int64, the target point of each source point, -1 where there is none"""
+    distances: Tensor
+    """(N,) float32, |p - q|, inf where there is none"""
+
+    @property
+    def hessian(self) -> Tensor:
+        """(6, 6) float64: sum of w J^T J, Gauss-Newton's approximation, xi = (rotation [rad], translation)."""
+        self._need_normal_equations()
+        return self.sums[_FULL]
+
+    @property
+    def gradient(self) -> Tensor:
+        """(6,) float64: sum of w J^T r, the gradient of `cost` along xi. Gauss-Newton's step solves H xi = -g."""
+        self._need_normal_equations()
+        return self.sums[21:27]
+
+    @property
+    def cost(self) -> float:
+        """Sum of the robust costs rho(r); r^2 / 2 for "l2"."""
+        return float(self.sums[27])
+
+    @property
+    def count(self) -> int:
+        """How many source points have a correspondence."""
+        return int(self.sums[28])
+
+    @property
+    def squared_distance_sum(self) -> float:
+        """Sum of |p - q|^2 over the correspondences."""
+        return float(self.sums[29])
+
+    def moments(self) -> Moments:
+        """The weighted moments, of "point_to_point" only."""
+        if self.kind != "point_to_point":
+            raise InputError("kind", repr(self.kind), '"point_to_point", the only one that has moments')
+        s = self.sums
+        return Moments(s[0], s[1:4], s[4:7], s[7:16].reshape(3, 3), s[16], s[17])
+
+    def symmetric_step(self, xi: Tensor) -> Tensor:
+        """The motion (4, 4) float64 that a solution xi (6,) of the "symmetric" equations stands for: T <- step @ T.
+
+        Rusinkiewicz (SIGGRAPH 2019), equation 11: half of the rotation on each side, about the means of the
+        correspondences, as Open3D 0.20 does it. To first order it is the left update by exp(xi).
+        """
+        if self.kind != "symmetric":
+            raise InputError("kind", repr(self.kind), '"symmetric", the only one whose update is split in halves')
+        count = self.sums[28]
+        source_mean, target_mean = self.sums[30:33] / count, self.sums[33:36] / count
+        half = 0.5 * xi[:3].to(torch.float64)
+        # From the origin to the means: the same least-squares solution in other coordinates.
+        centred = xi[3:] + source_mean - target_mean + torch.linalg.cross(half, source_mean + target_mean)
+        tangent = torch.linalg.vector_norm(half)
+        angle = torch.atan(tangent)
+        turn = _rotation(half * torch.where(tangent > 0, angle / tangent, 1.0))
+        step = torch.eye(4, dtype=torch.float64)
+        step[:3, :3] = turn @ turn
+        step[:3, 3] = target_mean + turn @ (centred * torch.cos(angle)) - step[:3, :3] @ source_mean
+        return step
+
+    def _need_normal_equations(self) -> None:
+        if self.kind == "point_to_point":
+            raise InputError("kind", repr(self.kind), 'another kind: "point_to_point" has moments() instead')
+
+
+def linearize(
+    kind: str,
+    source: Array,
+    index: SearchIndex,
+    transform: Array,
+    *,
+    max_distance: float | None,
+    kernel: str = "l2",
+    kernel_parameter: float = 1.0,
+    source_normals: Array | None = None,
+    source_covariances: Array | None = None,
+    target_normals: Array | None = None,
+    target_covariances: Array | None = None,
+    correspondences: Array | None = None,
+    num_threads: int | None = None,
+) -> Linearization:
+    """Nearest neighbours, residuals, robust weights, Jacobians and their sums in one pass.
+
+    With p = R p_source + t and q its correspondence among the points of `index`, the residuals are
+
+    - "point_to_point": p - q, weighted by its length; gives moments for the closed form instead of normal equations;
+    - "point_to_plane": (p - q) . n_target (Chen and Medioni, 1992);
+    - "symmetric": (p - q) . (n_target +- R n_source), the sign that adds up (Rusinkiewicz, SIGGRAPH 2019);
+    - "generalized": (C_target + R C_source R^T)^(-1/2) (p - q) (Segal et al., RSS 2009).
+
+    Definitions and robust weights are those of Open3D 0.20's legacy estimations. The derivative is along xi =
+    (rotation, translation) about the target's origin, updating the transform on the left; that of normals and
+    covariances is neglected, as everywhere. "symmetric" moves p by half of xi and q back by the other half.
+
+    Args:
+        kind: one of the four above.
+        source: (N, 3) float32 or float64 in its own frame, N >= 0. Quickest in Morton order.
+        index: over the target's points (M, 3).
+        transform: (4, 4), T_target_source.
+        max_distance: correspondences are strictly nearer than this, in the points' unit. None: all.
+        kernel: "l2", "l1", "huber", "cauchy", "gm" (Geman-McClure) or "tukey", applied to each scalar residual.
+        kernel_parameter: the kernel's scale k, in the residual's unit ("gm": its square, as in Open3D).
+        source_normals, target_normals: (N, 3) and (M, 3) unit vectors, for the kinds that use them.
+        source_covariances, target_covariances: (N, 6) and (M, 6), xx xy xz yy yz zz, or (N, 3, 3) and (M, 3, 3).
+        correspondences: (N,) int64 indices of target points, -1 for none: used as they are, nothing is searched and
+            `max_distance` does not apply.
+        num_threads: None for all cores. The sums are the same bits for any number.
+
+    Returns:
+        A `Linearization` of tensors on the host, whatever the inputs were.
+
+    Raises:
+        InputError: wrong shapes, dtypes or names, NaN or infinity, missing normals or covariances.
+    """
+    kind_id = _validate.choice("kind", kind, KINDS)
+    kernel_id = _validate.choice("kernel", kernel, KERNELS)
+    scale = _validate.length("kernel_parameter", kernel_parameter, positive=True)
+    limit = _validate.limit("max_distance", max_distance)
+    pose = _validate.pose("transform", transform)
+    p = _library.host("source", _validate.points("source", source, allow_empty=True))
+    n, m = len(p), len(index)
+    normals_of_source = _rows(kind, ("symmetric",), "source_normals", source_normals, 3, n)
+    normals_of_target = _rows(kind, ("point_to_plane", "symmetric"), "target_normals", target_normals, 3, m)
+    covariances_of_source = _rows(kind, ("generalized",), "source_covariances", source_covariances, 6, n)
+    covariances_of_target = _rows(kind, ("generalized",), "target_covariances", target_covariances, 6, m)
+    search = correspondences is None
+    indices = torch.empty(n, dtype=torch.int64) if correspondences is None else _indices(correspondences, n, m)
+    distances = torch.empty(n)
+    sums = torch.empty(_core.LINEARIZE_SUMS, dtype=torch.float64)
+    _core.linearize(
+        kind_id,
+        p.data_ptr(),
+        _address(normals_of_source),
+        _address(covariances_of_source),
+        n,
+        index.tree,
+        index.points.data_ptr(),
+        _address(normals_of_target),
+        _address(covariances_of_target),
+        pose.data_ptr(),
+        limit,
+        kernel_id,
+        scale,
+        search,
+        indices.data_ptr(),
+        distances.data_ptr(),
+        sums.data_ptr(),
+        _validate.threads(num_threads),
+    )
+    return Linearization(kind, sums, indices, distances)
+
+
+def _rows(kind: str, users: tuple[str, ...], argument: str, value: Array | None, width: int, n: int) -> Tensor | None:
+    """The (n, width) float32 data if this kind uses it."""
+    if kind not in users:
+        return None
+    if value is None:
+        raise InputError(argument, "nothing", f"shape ({n}, {width}): {kind} needs them")
+    if width == 6 and value.ndim == 3 and tuple(value.shape[1:]) == (3, 3):
+        value = value.reshape(-1, 9)[:, [0, 1, 2, 4, 5, 8]]
+    return _library.host(argument, _validate.rows(argument, value, width, n))
+
+
+def _indices(value: Array, n: int, m: int) -> Tensor:
+    tensor = _validate.as_tensor("correspondences", value)
+    if tuple(tensor.shape) != (n,) or tensor.dtype != torch.int64:
+        raise InputError("correspondences", f"{tensor.dtype} of shape {tuple(tensor.shape)}", f"int64 of shape ({n},)")
+    tensor = tensor.detach().cpu().contiguous()
+    if n and not (int(tensor.min()) >= -1 and int(tensor.max()) < m):
+        raise InputError("correspondences", f"indices {int(tensor.min())} to {int(tensor.max())}", f"-1 to {m - 1}")
+    return tensor
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _rotation(vector: Tensor) -> Tensor:
+    """The rotation matrix (3, 3) of a rotation vector (3,) [rad]."""
+    x, y, z = vector.tolist()
+    hat = torch.tensor([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]], dtype=torch.float64)
+    return torch.linalg.matrix_exp(hat)
