@@ -1,0 +1,150 @@
+"""What the command line needs beside its commands: exit codes, checks of the output paths, and the text it prints."""
+
+from __future__ import annotations
+
+import enum
+import json
+import math
+import os
+import sys
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from dlc_reg._report_page import number
+from dlc_reg.errors import InputError
+from dlc_reg.registration.result import RegistrationResult, Verdict
+
+
+class Exit(enum.IntEnum):
+    """`dlc-reg`'s exit codes; 64 and 70 are EX_USAGE and EX_SOFTWARE of sysexits.h."""
+
+    TRUSTED = 0
+    DOUBTFUL = 2
+    FAILED = 3
+    BAD_INPUT = 64
+    INTERNAL = 70
+    INTERRUPTED = 130
+
+
+def exit_code(verdict: Verdict | None) -> Exit:
+    """A result without a verdict is not trusted."""
+    return {Verdict.ALIGNED: Exit.TRUSTED, Verdict.FAILED: Exit.FAILED}.get(verdict or Verdict.DOUBTFUL, Exit.DOUBTFUL)
+
+
+class Console(click.Group):
+    """A group that turns every way of going wrong into one line on stderr and an exit code."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        settings: dict[str, Any] = {"debug": "--debug" in (extra.get("args") or (args[0] if args else sys.argv[1:]))}
+        if "NO_COLOR" in os.environ:
+            extra.setdefault("color", False)
+        try:
+            code = super().main(*args, standalone_mode=False, obj=settings, **extra)
+        except click.ClickException as error:
+            error.show()
+            code = Exit.BAD_INPUT
+        except InputError as error:
+            code = _complain(str(error), Exit.BAD_INPUT, settings)
+        except (KeyboardInterrupt, click.Abort):
+            code = _complain("interrupted", Exit.INTERRUPTED, settings)
+        except BrokenPipeError:  # the reader of our output has gone, as in `dlc-reg info x.ply | head -1`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            code = Exit.INTERNAL
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}".split("\n")[0]
+            remedy = "please report it with the output of `dlc-reg doctor`; --debug shows where"
+            code = _complain(f"unexpected {what} ({remedy})", Exit.INTERNAL, settings)
+        if standalone_mode:
+            sys.exit(int(code or 0))
+        return code
+
+
+def _complain(message: str, code: Exit, settings: Mapping[str, Any]) -> Exit:
+    if settings["debug"]:
+        traceback.print_exc()
+    click.echo(f"{click.style('error', fg='red', bold=True)}: {click.format_filename(message)}", err=True)
+    return code
+
+
+SUFFIXES = {
+    "--output": (".ply", ".pcd", ".xyz", ".txt", ".npy", ".npz"),
+    "--save-transform": (".txt",),
+    "--report": (".html", ".htm"),
+    "--plot": (".png", ".pdf", ".svg", ".jpg"),
+}
+
+
+def check_outputs(outputs: Mapping[str, Path], inputs: Sequence[Path], *, overwrite: bool) -> None:
+    """Raises `InputError` for a path that could not be written once the work is done, or must not be."""
+    if "--report" in outputs or "--plot" in outputs:
+        from dlc_reg.report import require_viz
+
+        option = "--report" if "--report" in outputs else "--plot"
+        try:
+            require_viz()
+        except ImportError as error:
+            raise InputError(option, str(outputs[option]), str(error)) from None
+    seen: dict[Path, str] = {}
+    for option, path in outputs.items():
+        shown = f"'{path}'"
+        if path.suffix.lower() not in SUFFIXES[option]:
+            raise InputError(option, shown, "a name that ends in " + " ".join(SUFFIXES[option]))
+        if not path.parent.is_dir():
+            raise InputError(option, shown, f"a folder that exists; make '{path.parent}' first")
+        if path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise InputError(option, shown, "a file that may be written")
+        if any(path.exists() and other.exists() and path.samefile(other) for other in inputs):
+            raise InputError(option, shown, "a path other than the inputs'")
+        if seen.setdefault(path.resolve(), option) != option:
+            raise InputError(option, shown, f"a path other than that of {seen[path.resolve()]}")
+        if path.exists() and not overwrite:
+            raise InputError(option, f"{shown}, which exists", "a new name, or --overwrite")
+
+
+def read_transform(path: Path, option: str) -> NDArray[np.float64]:
+    """(4, 4) from a text file of four rows, split by blanks or commas. Raises `InputError`."""
+    try:
+        rows = [line.split("#")[0].replace(",", " ").split() for line in path.read_text(encoding="utf-8").splitlines()]
+        matrix = np.array([[float(word) for word in row] for row in rows if row])
+    except (OSError, ValueError) as error:
+        raise InputError(option, f"'{path}' ({error})", "a text file with a 4 x 4 matrix") from None
+    if matrix.shape != (4, 4):
+        raise InputError(option, f"'{path}' with shape {matrix.shape}", "a text file with a 4 x 4 matrix")
+    return matrix
+
+
+def to_json(value: Any) -> str:
+    """Strict JSON: numbers that it cannot say become null."""
+    return json.dumps(_strict(value), indent=2, allow_nan=False)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _strict(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def vector(values: Iterable[float]) -> str:
+    return "(" + ", ".join(number(float(value)) for value in values) + ")"
+
+
+def line(label: str, text: str, *, colour: str | None = None, width: int = 8) -> None:
+    """One line of the summary on stdout, the label in its column."""
+    click.echo(click.style(f"{label:<{width}}", fg=colour, bold=True) + " " + click.format_filename(text))
+
+
+def verdict_line(result: RegistrationResult, sentence: str) -> None:
+    colour = {Exit.TRUSTED: "green", Exit.FAILED: "red"}.get(exit_code(result.verdict), "yellow")
+    line("VERDICT", sentence, colour=colour)

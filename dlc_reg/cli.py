@@ -1,0 +1,352 @@
+"""`dlc-reg`: register two scans, look into one, check an installation.
+
+Exit codes: 0 the pose can be trusted, 2 doubtful or ambiguous, 3 failed, 64 bad input, 70 a fault of ours.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+import dlc_reg
+from dlc_reg import _console as console
+from dlc_reg import io
+from dlc_reg._report_page import matrix_text, number, rotation_axis, total_seconds, versions
+from dlc_reg.errors import InputError
+from dlc_reg.geometry import PointCloud, apply_transform
+from dlc_reg.registration.result import RegistrationResult, Verdict, rotation_angle
+from dlc_reg.report import headline, replacing
+
+EXTRAS = {"open3d": ("open3d",), "viz": ("plotly", "matplotlib"), "las": ("laspy", "lazrs")}
+METHODS = "auto, global, or, from the given start, point-to-point, point-to-plane, symmetric, generalized or colored."
+FILE = click.Path(path_type=Path)
+
+
+@click.group(cls=console.Console, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(dlc_reg.__version__, prog_name="dlc-reg")
+def main() -> None:
+    """Registers point clouds, and says when the result can be trusted.
+
+    Exit codes: 0 trusted, 2 doubtful or ambiguous, 3 failed, 64 bad input, 70 a fault of dlc-reg.
+    """
+
+
+def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--debug", is_flag=True, expose_value=False, help="Show where an error comes from.")(command)
+
+
+def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that `dlc_reg.register` takes under the same names."""
+    point = {"nargs": 3, "type": float, "metavar": "X Y Z"}
+    options = [
+        click.option("--voxel-size", type=float, help="Length of the finest grid. Default: from the data."),
+        click.option("--max-correspondence-distance", type=float, help="Farthest match. Default: from the voxel size."),
+        click.option("--method", default="auto", show_default=True, metavar="NAME", help=METHODS),
+        click.option("--with-scaling", is_flag=True, help="Estimate a scale as well."),
+        click.option("--source-viewpoint", help="Where the sensor stood, in the source's frame.", **point),
+        click.option("--target-viewpoint", help="Where the sensor stood, in the target's frame.", **point),
+        click.option("--sensor-frame", is_flag=True, help="Both sensors stood at their clouds' origins."),
+        click.option("--num-threads", type=click.IntRange(min=1), help="Default: all cores. The result is the same."),
+        click.option("--seed", type=int, default=0, show_default=True),
+    ]
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
+
+@main.command()
+@click.argument("source", type=FILE)
+@click.argument("target", type=FILE)
+@click.option("-o", "--output", type=FILE, help="Write the moved source (ply, pcd, xyz, txt, npy, npz).")
+@click.option("--save-transform", type=FILE, help="Write the 4 x 4 matrix as text (txt), exact to the last bit.")
+@click.option("--report", type=FILE, help="Write a page to look at, one offline file (html).")
+@click.option("--plot", type=FILE, help="Write a before/after picture (png, pdf, svg, jpg).")
+@click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
+@click.option("--init", type=FILE, help="A text file with a 4 x 4 matrix to start from.")
+@search_options
+@click.option("--strict", is_flag=True, help="Refuse non-finite points instead of dropping them.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the summary.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors; the exit code has the verdict.")
+@debug_option
+def register(
+    source: Path,
+    target: Path,
+    output: Path | None,
+    save_transform: Path | None,
+    report: Path | None,
+    plot: Path | None,
+    overwrite: bool,
+    init: Path | None,
+    strict: bool,
+    as_json: bool,
+    quiet: bool,
+    **search: Any,
+) -> int:
+    """Finds the transform that maps SOURCE onto TARGET.
+
+    The summary and, with --json, the JSON go to stdout; progress and errors go to stderr. Nothing is written for bad
+    input. When registration fails, neither the moved cloud nor the matrix is written, for they would be wrong.
+    """
+    given = {"--output": output, "--save-transform": save_transform, "--report": report, "--plot": plot}
+    outputs = {option: path for option, path in given.items() if path is not None}
+    console.check_outputs(outputs, [source, target], overwrite=overwrite)
+    start = None if init is None else console.read_transform(init, "--init")
+    options = _search(search)
+    clouds = [_read(path, name, strict) for path, name in ((source, "SOURCE"), (target, "TARGET"))]
+    human = not (as_json or quiet)
+    if human:
+        for label, cloud in zip(("read", ""), clouds, strict=True):
+            console.line(label, _describe(cloud))
+    result = _run(clouds[0], clouds[1], init=start, show=not quiet, **options)
+    if human:
+        _summary(result)
+    written, withheld = _write(result, outputs, overwrite)
+    if as_json:
+        click.echo(console.to_json(_document(result, written)))
+    elif human:
+        if written:
+            console.line("wrote", ", ".join(str(path) for path in written.values()))
+        if withheld:
+            console.line("withheld", ", ".join(str(path) for path in withheld) + " (a failed pose would be wrong)")
+        console.verdict_line(result, headline(result))
+    return console.exit_code(result.verdict)
+
+
+def _search(search: dict[str, Any]) -> dict[str, Any]:
+    options = dict(search)
+    if options.pop("sensor_frame"):
+        for name in ("source_viewpoint", "target_viewpoint"):
+            if options[name] is not None:
+                raise click.UsageError(f"--sensor-frame already says what --{name.replace('_', '-')} says")
+            options[name] = (0.0, 0.0, 0.0)
+    options["method"] = options["method"].replace("-", "_")
+    return options
+
+
+def _read(path: Path, argument: str, strict: bool) -> PointCloud:
+    try:
+        cloud = PointCloud.from_any(path, name=argument, remove_non_finite=not strict)
+    except InputError as error:
+        expected = error.expected.replace("remove_non_finite=True", "no --strict")
+        raise InputError(argument, error.given, expected) from error
+    return replace(cloud, name=path.name)
+
+
+def _describe(cloud: PointCloud) -> str:
+    text = f"{cloud.name}: {len(cloud):,} points, extent {number(cloud.extent)}, spacing {number(cloud.spacing)}"
+    return text + (f"; dropped {cloud.dropped:,} non-finite points" if cloud.dropped else "")
+
+
+def _run(source: PointCloud, target: PointCloud, *, show: bool, **options: Any) -> RegistrationResult:
+    try:
+        return dlc_reg.register(source, target, **options)
+    except InputError as error:  # speak of options, not of Python's arguments
+        names = {name: f"--{name.replace('_', '-')}" for name in options} | {"source": "SOURCE", "target": "TARGET"}
+        raise InputError(names.get(error.argument, error.argument), error.given, error.expected) from error
+
+
+def _summary(result: RegistrationResult) -> None:
+    settings, timings = result.settings, result.timings
+    lengths = ("voxel_size", "max_correspondence_distance")
+    chosen = [f"{name.replace('_', ' ')} {number(settings[name])}" for name in lengths if settings.get(name)]
+    if chosen:
+        console.line("chose", ", ".join(chosen))
+    stages = [f"{name.replace('_', ' ')} {seconds:.2f}" for name, seconds in timings.items() if name != "total"]
+    console.line("took", f"{total_seconds(timings):.2f} s" + (f" ({', '.join(stages)})" if stages else ""))
+    rotation, shift = result.transformation[:3, :3], result.transformation[:3, 3]
+    turn = f"{np.degrees(rotation_angle(rotation)):.3f} deg about {console.vector(rotation_axis(rotation))}"
+    console.line("pose", f"rotation {turn}, translation {console.vector(shift)}")
+    share = f"{result.fitness:.1%} of the source points have a counterpart"
+    console.line("fit", f"{share}, inlier RMSE {number(result.inlier_rmse)}, {result.iterations} iterations")
+
+
+def _write(result: RegistrationResult, outputs: dict[str, Path], overwrite: bool) -> tuple[dict[str, Path], list[Path]]:
+    """Writes what was asked for; returns what was written, by option, and what was withheld."""
+    failed = result.verdict is Verdict.FAILED
+    withheld = [outputs[option] for option in ("--output", "--save-transform") if failed and option in outputs]
+    written = {option: path for option, path in outputs.items() if path not in withheld}
+    if "--output" in written:
+        _write_moved(result, written["--output"], overwrite)
+    if "--save-transform" in written:
+        with replacing(written["--save-transform"], overwrite=overwrite) as path:
+            path.write_text(matrix_text(result.transformation) + "\n", encoding="utf-8")
+    if "--report" in written:
+        result.report(written["--report"], overwrite=overwrite)
+    if "--plot" in written:
+        result.plot(written["--plot"])
+    return written, withheld
+
+
+def _write_moved(result: RegistrationResult, path: Path, overwrite: bool) -> None:
+    source, _ = _clouds(result)
+    moved = apply_transform(result.transformation, source.to_absolute())
+    linear = result.transformation[:3, :3]
+    normals = None if source.normals is None else source.normals.numpy() @ (linear / np.cbrt(np.linalg.det(linear))).T
+    colors = None if source.colors is None else source.colors.numpy()
+    io.write(path, moved, normals, colors, overwrite=overwrite, argument="--output")
+
+
+def _clouds(result: RegistrationResult) -> tuple[PointCloud, PointCloud]:
+    assert result.clouds is not None, "register() keeps the clouds"
+    return result.clouds
+
+
+def _document(result: RegistrationResult, written: dict[str, Path]) -> dict[str, Any]:
+    about = [
+        {
+            "name": cloud.name,
+            "points": len(cloud),
+            "dropped": cloud.dropped,
+            "extent": cloud.extent,
+            "spacing": cloud.spacing,
+            "origin": cloud.origin.tolist(),
+            "viewpoint": cloud.viewpoint,
+        }
+        for cloud in _clouds(result)
+    ]
+    return {
+        "version": dlc_reg.__version__,
+        "exit_code": int(console.exit_code(result.verdict)),
+        "source": about[0],
+        "target": about[1],
+        **result.to_dict(),
+        "written": {option.removeprefix("--").replace("-", "_"): str(path) for option, path in written.items()},
+    }
+
+
+@main.command()
+@click.argument("file", type=FILE)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@debug_option
+def info(file: Path, as_json: bool) -> None:
+    """Says what FILE holds: points, extents, spacing, and what might trouble a registration."""
+    raw = io.read(file, argument="FILE")
+    finite = raw.points[np.isfinite(raw.points).all(axis=1)]
+    facts: dict[str, Any] = {
+        "file": str(file),
+        "kind": "mesh, sampled on its surface" if raw.kind == "mesh" else "points",
+        "points": len(raw.points),
+        "non-finite": len(raw.points) - len(finite),
+        "duplicates": len(finite) - _distinct(finite),
+        "normals": raw.normals is not None,
+        "colours": raw.colors is not None,
+        "viewpoint": raw.viewpoint,
+    }
+    if len(finite):
+        facts |= {"minimum": finite.min(axis=0), "maximum": finite.max(axis=0), "extents": np.ptp(finite, axis=0)}
+    try:
+        cloud = PointCloud.from_any(raw, name="FILE", remove_non_finite=True)
+        facts |= {"diagonal": cloud.extent, "spacing": cloud.spacing, "origin offset": cloud.origin}
+    except InputError as error:
+        facts["unusable"] = f"{error.given}; expected {error.expected}"
+    if as_json:
+        click.echo(console.to_json({name.replace(" ", "_").replace("-", "_"): value for name, value in facts.items()}))
+        return
+    for name, value in facts.items():
+        console.line(name, _spoken(value), width=13)
+
+
+def _distinct(points: Any) -> int:
+    ordered = points[np.lexsort(points.T)]
+    return len(points) and 1 + int((np.diff(ordered, axis=0) != 0).any(axis=1).sum())
+
+
+def _spoken(value: Any) -> str:
+    if value is None:
+        return "unknown"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, np.ndarray):
+        return console.vector(value)
+    return f"{value:,}" if isinstance(value, int) else number(value) if isinstance(value, float) else str(value)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@debug_option
+def doctor(as_json: bool) -> None:
+    """Shows versions, processor and extras: what to send along with a bug report."""
+    import torch
+
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
+    facts = {
+        **versions(),
+        "SIMD": torch.backends.cpu.get_cpu_capability(),
+        "CUDA": cuda,
+        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+    }
+    extras = {name: _extra(name, packages) for name, packages in EXTRAS.items()}
+    if as_json:
+        click.echo(console.to_json(facts | {"extras": extras}))
+        return
+    for name, value in facts.items() | {f"extra {name}": text for name, text in extras.items()}.items():
+        console.line(name, value, width=13)
+
+
+def _extra(name: str, packages: tuple[str, ...]) -> str:
+    try:
+        return ", ".join(f"{package} {version(package)}" for package in packages)
+    except PackageNotFoundError:
+        return f'not installed: pip install "dlc_reg[{name}]"'
+
+
+@main.command()
+@click.option("--report", type=FILE, help="Write a page to look at, one offline file (html).")
+@click.option("--plot", type=FILE, help="Write a before/after picture (png, pdf, svg, jpg).")
+@click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
+@debug_option
+def demo(report: Path | None, plot: Path | None, overwrite: bool) -> int:
+    """Registers the real sample pair of a checkout and compares the pose with the recorded one."""
+    outputs = {option: path for option, path in (("--report", report), ("--plot", plot)) if path is not None}
+    console.check_outputs(outputs, [], overwrite=overwrite)
+    folder = _samples()
+    pair = json.loads((folder / "pair.json").read_text(encoding="utf-8"))
+    clouds = [_read(folder / pair[name], name, strict=True) for name in ("source", "target")]
+    console.line("sample", pair["about"])
+    for label, cloud in zip(("read", ""), clouds, strict=True):
+        console.line(label, _describe(cloud))
+    result = _run(clouds[0], clouds[1], show=True)
+    _summary(result)
+    written, _ = _write(result, outputs, overwrite)
+    if written:
+        console.line("wrote", ", ".join(str(path) for path in written.values()))
+    right = _compare(result, np.array(pair["T_target_source"]))
+    console.verdict_line(result, headline(result))
+    code = console.exit_code(result.verdict)
+    return code if right or code != console.Exit.TRUSTED else console.Exit.FAILED
+
+
+def _compare(result: RegistrationResult, truth: Any) -> bool:
+    """Says how far the pose is from the recorded one; True within 5 degrees and 5% of the extent."""
+    source, target = _clouds(result)
+    turn = float(np.degrees(rotation_angle(truth[:3, :3].T @ result.transformation[:3, :3])))
+    points = source.to_absolute()
+    offsets = apply_transform(result.transformation, points) - apply_transform(truth, points)
+    shift = float(np.linalg.norm(offsets.mean(axis=0)))
+    right = turn < 5 and shift < 0.05 * target.extent
+    says = "the recorded pose" if right else "NOT the recorded pose"
+    console.line("truth", f"{says}: {turn:.3f} deg and {number(shift)} from it", colour="green" if right else "red")
+    return right
+
+
+def _samples() -> Path:
+    for base in (Path.cwd(), Path(dlc_reg.__file__).resolve().parents[1]):
+        folder = base / "datasets" / "samples" / "bunny"
+        if (folder / "pair.json").is_file():
+            return folder
+    raise InputError(
+        "demo",
+        "no datasets/samples beside the current folder or the package",
+        "to run inside a checkout (git clone) of dlc_reg, for installed packages do not hold the samples",
+    )
+
+
+if __name__ == "__main__":
+    main()
