@@ -6,30 +6,8 @@
 
 #include "core/kdtree.hpp"
 #include "core/morton.hpp"
-#include "core/parallel.hpp"
 
 namespace dlc {
-namespace {
-
-constexpr int64_t kGrain = 512;
-constexpr int64_t kSortFrom = 4096;  // fewer queries are not worth sorting
-constexpr int kSortBits = 10;        // per axis; finer cells than the caches need cost passes of the sort
-
-// Calls body(i) for every query, near ones one after the other.
-template <class Body>
-void for_each_query(const float* queries, int64_t m, int num_threads, const Body& body) {
-  std::vector<int64_t> order;
-  if (m > kSortFrom) {
-    order.resize(static_cast<std::size_t>(m));
-    morton_order(queries, m, order.data(), num_threads, kSortBits);
-  }
-  parallel_for(m, kGrain, num_threads, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) body(order.empty() ? i : order[static_cast<std::size_t>(i)]);
-  });
-}
-
-}  // namespace
-
 void knn(const KdTree& tree, const float* queries, int64_t m, int k, float max_distance, float* distances,
          int64_t* indices, int num_threads) {
   if (k <= 0) return;
@@ -42,7 +20,7 @@ void knn(const KdTree& tree, const float* queries, int64_t m, int k, float max_d
     std::fill(distances + i * k + count, distances + (i + 1) * k, std::numeric_limits<float>::infinity());
     std::fill(indices + i * k + count, indices + (i + 1) * k, int64_t{-1});
   };
-  for_each_query(queries, m, num_threads, [&](int64_t i) {
+  for_each_point(queries, m, num_threads, [&](int64_t i) {
     if (k == 1) {
       int32_t index = 0;
       float d2 = 0;
@@ -62,7 +40,7 @@ int64_t radius_count(const KdTree& tree, const float* queries, int64_t m, float 
                      int num_threads) {
   const float limit = squared_limit(radius);
   splits[0] = 0;
-  for_each_query(queries, m, num_threads, [&](int64_t i) { splits[i + 1] = tree.count(queries + 3 * i, limit); });
+  for_each_point(queries, m, num_threads, [&](int64_t i) { splits[i + 1] = tree.count(queries + 3 * i, limit); });
   for (int64_t i = 0; i < m; ++i) splits[i + 1] += splits[i];
   return splits[m];
 }
@@ -70,7 +48,7 @@ int64_t radius_count(const KdTree& tree, const float* queries, int64_t m, float 
 void radius_fill(const KdTree& tree, const float* queries, int64_t m, float radius, const int64_t* splits,
                  float* distances, int64_t* indices, int num_threads) {
   const float limit = squared_limit(radius);
-  for_each_query(queries, m, num_threads, [&](int64_t i) {
+  for_each_point(queries, m, num_threads, [&](int64_t i) {
     thread_local std::vector<std::pair<float, int32_t>> near;
     tree.radius(queries + 3 * i, limit, near);
     int64_t at = splits[i];

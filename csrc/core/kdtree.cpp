@@ -152,8 +152,14 @@ KdTree::KdTree(const float* points, int64_t n, int num_threads) : n_(std::max<in
 
 namespace {
 
-// The largest float below a strict limit: d2 < limit where d2 <= below(limit). Negative or NaN: nothing qualifies.
-float below(float limit) { return std::nextafter(limit, -kInfinity); }
+// The largest float below a strict limit: d2 < limit where d2 <= below(limit). Negative: nothing qualifies.
+float below(float limit) {
+  if (!(limit > 0)) return -1;
+  const int32_t bits = search::bits_of(limit) - 1;
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
 
 }  // namespace
 

@@ -1,74 +1,74 @@
 #include "core/morton.hpp"
 
 #include <algorithm>
-#include <array>
-#include <cstddef>
 #include <limits>
-
-#include "core/parallel.hpp"
 
 namespace dlc {
 namespace {
 
-constexpr int kDigit = 11;
 constexpr int64_t kGrain = 1 << 14;
+
+// A cubic grid of 2^bits cells per axis over the bounding box.
+struct Grid {
+  float lo[3], scale, last;
+
+  Grid(const float* points, int64_t n, int bits) : last(static_cast<float>((1 << bits) - 1)) {
+    float hi[3];
+    bounding_box(points, n, lo, hi);
+    const float extent = std::max({hi[0] - lo[0], hi[1] - lo[1], hi[2] - lo[2]});
+    scale = extent > 0 ? last / extent : 0;
+  }
+
+  uint64_t code(const float* point) const {
+    uint64_t cell[3];
+    for (int a = 0; a < 3; ++a) {
+      const float at = std::min((point[a] - lo[a]) * scale, last);
+      cell[a] = at > 0 ? static_cast<uint64_t>(static_cast<int32_t>(at)) : 0;  // also where at is not a number
+    }
+    return morton_code(cell[0], cell[1], cell[2]);
+  }
+};
+
+struct Coded {
+  uint64_t code;
+  int64_t index;
+};
 
 }  // namespace
 
-uint64_t spread3(uint64_t v) {
-  v &= 0x1fffff;
-  v = (v | v << 32) & 0x1f00000000ffffull;
-  v = (v | v << 16) & 0x1f0000ff0000ffull;
-  v = (v | v << 8) & 0x100f00f00f00f00full;
-  v = (v | v << 4) & 0x10c30c30c30c30c3ull;
-  v = (v | v << 2) & 0x1249249249249249ull;
-  return v;
-}
-
-void radix_sort(std::vector<Keyed>& items, int bits) {
-  std::vector<Keyed> other(items.size());
-  for (int shift = 0; shift < bits; shift += kDigit) {
-    std::array<std::size_t, 1 << kDigit> place{};
-    const auto digit = [shift](const Keyed& item) { return (item.key >> shift) & ((1u << kDigit) - 1); };
-    for (const Keyed& item : items) ++place[digit(item)];
-    std::size_t sum = 0;
-    for (std::size_t& p : place) {
-      const std::size_t count = p;
-      p = sum;
-      sum += count;
+void bounding_box(const float* points, int64_t n, float lo[3], float hi[3]) {
+  float least[3] = {points[0], points[1], points[2]}, most[3] = {points[0], points[1], points[2]};
+  for (int64_t i = 1; i < n; ++i)
+    for (int a = 0; a < 3; ++a) {
+      least[a] = std::min(least[a], points[3 * i + a]);
+      most[a] = std::max(most[a], points[3 * i + a]);
     }
-    for (const Keyed& item : items) other[place[digit(item)]++] = item;
-    items.swap(other);
-  }
+  std::copy(least, least + 3, lo);
+  std::copy(most, most + 3, hi);
 }
 
-void morton_order(const float* points, int64_t n, int64_t* order, int num_threads, int bits_per_axis) {
+void morton_order(const float* points, int64_t n, int64_t* order, int num_threads) {
   if (n <= 0) return;
-  double lo[3], extent = 0;
-  for (int a = 0; a < 3; ++a) {
-    float least = std::numeric_limits<float>::max(), most = std::numeric_limits<float>::lowest();
-    for (int64_t i = 0; i < n; ++i) {
-      least = std::min(least, points[3 * i + a]);
-      most = std::max(most, points[3 * i + a]);
-    }
-    lo[a] = least;
-    extent = std::max(extent, static_cast<double>(most) - least);
-  }
-  const double last_cell = static_cast<double>((int64_t{1} << bits_per_axis) - 1);
-  const double scale = extent > 0 ? last_cell / extent : 0;
-  std::vector<Keyed> items(static_cast<std::size_t>(n));
+  const Grid grid(points, n, kMortonBits);
+  std::vector<Coded> items(static_cast<std::size_t>(n));
   parallel_for(n, kGrain, num_threads, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      uint64_t cell[3];
-      for (int a = 0; a < 3; ++a) {
-        const double at = (points[3 * i + a] - lo[a]) * scale;
-        cell[a] = at > 0 ? static_cast<uint64_t>(std::min(at, last_cell)) : 0;  // not a number: 0
-      }
-      items[static_cast<std::size_t>(i)] = {morton_code(cell[0], cell[1], cell[2]), i};
-    }
+    for (int64_t i = begin; i < end; ++i) items[static_cast<std::size_t>(i)] = {grid.code(points + 3 * i), i};
   });
-  radix_sort(items, 3 * bits_per_axis);
-  for (int64_t i = 0; i < n; ++i) order[i] = items[static_cast<std::size_t>(i)].value;
+  radix_sort(items, 0, 3 * kMortonBits, [](const Coded& item) { return item.code; });
+  for (int64_t i = 0; i < n; ++i) order[i] = items[static_cast<std::size_t>(i)].index;
+}
+
+std::vector<uint32_t> coarse_morton_order(const float* points, int64_t n, int num_threads) {
+  constexpr int kBits = 10;
+  if (n <= 0) return {};
+  const Grid grid(points, n, kBits);
+  std::vector<uint64_t> items(static_cast<std::size_t>(n));  // code above, index below
+  parallel_for(n, kGrain, num_threads, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      items[static_cast<std::size_t>(i)] = grid.code(points + 3 * i) << 32 | static_cast<uint64_t>(i);
+  });
+  radix_sort(items, 32, 32 + 3 * kBits, [](uint64_t item) { return item; });
+  return std::vector<uint32_t>(items.begin(), items.end());
 }
 
 }  // namespace dlc

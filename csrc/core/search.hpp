@@ -183,12 +183,12 @@ DLC_AVX2 inline __m256 outside(const float* lo, const float* hi, __m256 q) {
   return _mm256_max_ps(_mm256_max_ps(under, over), _mm256_setzero_ps());
 }
 
-DLC_AVX2 inline void open_node(const KdTree::Node& node, const Query8& q, Frame8& frame) {
+DLC_AVX2 inline Frame8 open_node(const KdTree::Node& node, const Query8& q) {
   const __m256 d2 = square_sum(outside(node.lo[0], node.hi[0], q.x), outside(node.lo[1], node.hi[1], q.y),
                                outside(node.lo[2], node.hi[2], q.z));
-  frame.keys = _mm256_or_si256(_mm256_andnot_si256(_mm256_set1_epi32(kLaneMask), _mm256_castps_si256(d2)),
-                               _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-  frame.first = node.first;
+  return {_mm256_or_si256(_mm256_andnot_si256(_mm256_set1_epi32(kLaneMask), _mm256_castps_si256(d2)),
+                          _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)),
+          node.first};
 }
 
 DLC_AVX2 inline __m256 leaf_distances(const KdTree::Leaf& leaf, int half, const Query8& q) {
@@ -227,28 +227,35 @@ DLC_AVX2 inline void scan_leaf(const KdTree::Leaf& leaf, const Query8& q, Found&
   }
 }
 
+DLC_AVX2 inline __m128i least_key(__m256i keys) {
+  __m128i least = _mm_min_epi32(_mm256_castsi256_si128(keys), _mm256_extracti128_si256(keys, 1));
+  least = _mm_min_epi32(least, _mm_shuffle_epi32(least, 0x4e));
+  return _mm_min_epi32(least, _mm_shuffle_epi32(least, 0xb1));
+}
+
 template <class Found>
 DLC_AVX2 void traverse_avx2(const KdTree::Node* nodes, const KdTree::Leaf* leaves, int levels, const float q[3],
                             Found& found) {
   const Query8 query{_mm256_set1_ps(q[0]), _mm256_set1_ps(q[1]), _mm256_set1_ps(q[2])};
   Frame8 stack[kMaxLevels];
-  int depth = 0;
-  open_node(nodes[0], query, stack[0]);
-  while (depth >= 0) {
-    Frame8& frame = stack[depth];
-    __m128i least = _mm_min_epi32(_mm256_castsi256_si128(frame.keys), _mm256_extracti128_si256(frame.keys, 1));
-    least = _mm_min_epi32(least, _mm_shuffle_epi32(least, 0x4e));
-    least = _mm_min_epi32(least, _mm_shuffle_epi32(least, 0xb1));
+  Frame8 frame = open_node(nodes[0], query);
+  for (int depth = 1;;) {
+    const __m128i least = least_key(frame.keys);
     const int32_t key = _mm_cvtsi128_si32(least);
     if ((key & ~kLaneMask) > bits_of(found.bound)) {
-      --depth;
+      if (--depth == 0) return;
+      frame = stack[depth];
       continue;
     }
     const __m256i chosen = _mm256_cmpeq_epi32(frame.keys, _mm256_broadcastd_epi32(least));
     frame.keys = _mm256_or_si256(frame.keys, _mm256_srli_epi32(chosen, 1));  // kVisited
     const int32_t child = frame.first + (key & kLaneMask);
-    if (depth + 1 < levels) open_node(nodes[child], query, stack[++depth]);
-    else scan_leaf(leaves[child], query, found);
+    if (depth == levels) {
+      scan_leaf(leaves[child], query, found);
+    } else {
+      stack[depth++] = frame;
+      frame = open_node(nodes[child], query);
+    }
   }
 }
 #endif
