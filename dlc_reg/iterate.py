@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from dlc_reg.errors import InputError
 
 Record = dict[str, Any]
-"""What one iteration says about the prediction that it reached: at least `value`, () or (B,); `status` ends the loop."""
+"""What one iteration says of the prediction it reached: `value`, () or (B,), and more; a `status` ends the loop."""
 
 
 class Status(str, enum.Enum):
@@ -66,6 +66,10 @@ class UpdateRule(Protocol):
         ...
 
 
+Criterion = Callable[[Record, Record], bool]
+"""Asked with the record before and the present one: is it over?"""
+
+
 @dataclass(frozen=True)
 class Settled:
     """Holds when every named entry of the record changed by less than its tolerance since the record before.
@@ -82,29 +86,38 @@ class Settled:
 
     def _small(self, before: Any, after: Any, tolerance: float) -> bool:
         before, after = torch.as_tensor(before), torch.as_tensor(after)
-        scale = torch.maximum(before.abs(), after.abs()) if self.relative else 1.0
         change = (after - before).abs()
-        return bool(((change < tolerance * scale) | (change == 0)).all())
+        if self.relative:
+            return bool((change <= tolerance * torch.maximum(before.abs(), after.abs())).all())
+        return bool((change < tolerance).all())
 
 
 @dataclass(frozen=True)
 class SmallStep:
-    """Holds when the record's "step_norm", the size of the step in its manifold's tangent space, is below `tolerance`."""
+    """Holds when the record's "step_norm", the length of the step as its update rule measures it, is below the bound."""
 
-    tolerance: float
+    bound: float
 
     def __call__(self, previous: Record, record: Record) -> bool:
-        return bool((torch.as_tensor(record["step_norm"]) < self.tolerance).all())
+        return bool((torch.as_tensor(record.get("step_norm", torch.inf)) < self.bound).all())
+
+
+@dataclass(frozen=True)
+class AnyOf:
+    """Holds when one of the criteria does."""
+
+    criteria: tuple[Criterion, ...]
+
+    def __call__(self, previous: Record, record: Record) -> bool:
+        return any(criterion(previous, record) for criterion in self.criteria)
 
 
 @dataclass(frozen=True)
 class Termination:
-    """At most `max_iterations` steps; fewer when `converged(previous record, record)` holds (None: never asked)."""
+    """At most `max_iterations` steps; fewer when the criterion `converged` holds (None: every step is taken)."""
 
     max_iterations: int = 30
-    converged: Callable[[Record, Record], bool] | None = field(
-        default_factory=lambda: Settled({"value": 1e-9}, relative=True)
-    )
+    converged: Criterion | None = AnyOf((Settled({"value": 1e-9}, relative=True), SmallStep(1e-10)))
 
     def __post_init__(self) -> None:
         if self.max_iterations < 0:
@@ -138,10 +151,10 @@ def iterate(
 ) -> Solution:
     """Moves `omega` by `update` until `termination` or the `callback` (called with each record; True stops) says so.
 
-    `omega`: a prediction, or a batch of them (B, ...), which then stops when all have settled. `differentiate` says what
-    gradients of the solution mean: "none", no graph; "unroll", through every step; "one_step", through one more step
-    taken at the solution (Bolte, Pauwels and Vaiter, NeurIPS 2023): the memory of one step, and exact as far as the
-    step forgets where it started (Newton's does altogether).
+    `omega`: a prediction, or a batch of them (B, ...), which then stops when all have settled. `differentiate` says how
+    gradients of the solution are had: "none", not at all; "unroll", through every step; "one_step", through one more
+    step taken at the solution (Bolte, Pauwels and Vaiter, NeurIPS 2023), with the memory of a single step and exact as
+    far as a step forgets where it started (Newton's does altogether).
     """
     if differentiate not in ("none", "unroll", "one_step"):
         raise InputError("differentiate", repr(differentiate), "'none', 'unroll' or 'one_step'")
