@@ -10,7 +10,9 @@ import torch
 
 from dlc_reg import io
 from dlc_reg.errors import InputError
-from dlc_reg.io import Array, RawCloud, Surface
+from dlc_reg.io import RawCloud, Surface
+
+Array = npt.NDArray[np.float64]
 
 _ACCEPTED = (
     "a path, an (N, 3) array or tensor, an Open3D cloud or mesh (legacy or tensor), "
@@ -46,7 +48,8 @@ def _to_array(obj: Any, argument: str) -> npt.NDArray[Any]:
         if obj.is_complex() or obj.is_sparse or obj.dtype == torch.bool or obj.is_meta:
             raise InputError(argument, f"a tensor of {obj.dtype}, {obj.layout} on {obj.device}", "dense real numbers")
         obj = obj.detach().cpu()
-        return (obj.double() if obj.is_floating_point() else obj).numpy()  # NumPy has no bfloat16
+        array: npt.NDArray[Any] = (obj.double() if obj.is_floating_point() else obj).numpy()  # NumPy has no bfloat16
+        return array
     if not (isinstance(obj, (np.ndarray, list, tuple)) or hasattr(obj, "__array__")):
         raise InputError(argument, f"an object of type {type(obj).__name__}", _ACCEPTED)
     try:
@@ -80,13 +83,14 @@ def _from_open3d(obj: Any, argument: str) -> RawCloud | Surface:
         normals, colors = (_attribute(obj.point, key) for key in ("normals", "colors"))
         return RawCloud(_positions(obj.point, argument), normals, colors)
     if hasattr(obj, "triangles") and hasattr(obj, "vertices"):  # legacy TriangleMesh
-        vertices, triangles = np.array(obj.vertices, np.float64), np.asarray(obj.triangles).astype(np.int64)
+        vertices, triangles = np.array(obj.vertices, np.float64), np.array(obj.triangles, np.int64)
     elif hasattr(obj, "vertex") and hasattr(obj, "triangle"):  # tensor TriangleMesh
         vertices = _positions(obj.vertex, argument)
-        triangles = obj.triangle["indices"].cpu().numpy() if "indices" in obj.triangle else np.empty((0, 3))
+        indices = obj.triangle["indices"].cpu().numpy() if "indices" in obj.triangle else ()
+        triangles = np.array(indices, np.int64)
     else:
         raise InputError(argument, f"an Open3D {type(obj).__name__}", _ACCEPTED)
-    return Surface(vertices, triangles.astype(np.int64)) if len(triangles) else RawCloud(vertices)
+    return Surface(vertices, triangles) if len(triangles) else RawCloud(vertices)
 
 
 def _positions(attributes: Any, argument: str) -> Array:
@@ -99,4 +103,4 @@ def _attribute(attributes: Any, key: str) -> Array | None:
     if key not in attributes:
         return None
     values = attributes[key].cpu().numpy()
-    return values / 255.0 if values.dtype == np.uint8 else values.astype(np.float64)
+    return np.asarray(values, np.float64) / (255.0 if values.dtype == np.uint8 else 1.0)

@@ -70,8 +70,8 @@ class PointCloud:
         """Makes a cloud of whatever holds points, and checks it.
 
         Args:
-            obj: A path (see `dlc_reg.io.read`); an array, tensor or nested sequence of shape (N, 3), of integers or any
-                float, on any device; an Open3D cloud or mesh, legacy or tensor; a trimesh mesh, cloud or scene; a
+            obj: A path (see `dlc_reg.io.read`); an array, tensor or nested sequence of shape (N, 3), integers or any float,
+                on any device; an Open3D cloud or mesh, legacy or tensor; a trimesh mesh, cloud or scene; a
                 `RawCloud`; a `PointCloud`, which is returned as it is. Meshes are sampled on their surface.
             name: The caller's name of the argument, for messages.
             viewpoint: Where the sensor stood, (3,) in the cloud's own frame; it goes before the file's.
@@ -211,7 +211,7 @@ def check_points(points: Array, argument: str, *, remove_non_finite: bool = Fals
     """Which of the (N, 3) points are finite; raises InputError where they cannot be used."""
     if len(points) == 0:
         raise InputError(argument, "an empty cloud", f"at least {MIN_POINTS} points")
-    finite: npt.NDArray[np.bool_] = np.isfinite(points).all(axis=1)
+    finite: npt.NDArray[np.bool_] = np.all(np.isfinite(points), axis=1)
     bad = len(points) - int(finite.sum())
     if bad and not remove_non_finite:
         first = int(np.argmin(finite))
@@ -227,11 +227,12 @@ def check_points(points: Array, argument: str, *, remove_non_finite: bool = Fals
 def _check_spread(points: Array, argument: str) -> None:
     """Raises InputError unless finite points (N, 3) have a usable size and do not lie on one line."""
     low, high = points.min(axis=0), points.max(axis=0)
-    largest, extent = max(-low.min(), high.max()), float(np.linalg.norm(high - low))
+    largest = max(-low.min(), high.max())
     if largest > MAX_MAGNITUDE:
         raise InputError(
             argument, f"coordinates up to {largest:.3g}", f"at most {MAX_MAGNITUDE:.0e}: are they damaged?"
         )
+    extent = float(np.linalg.norm(high - low))
     if extent == 0:
         raise InputError(argument, f"{len(points)} points that are all equal", "points spread over a surface")
     if extent < 1 / MAX_MAGNITUDE:

@@ -40,8 +40,9 @@ def read(path: str | os.PathLike[str], *, argument: str = "path", seed: int = 0)
     """Reads a cloud, or samples a mesh.
 
     Accepts .ply, .pcd, .npy, .npz (arrays `points`, `normals`, `colors`, `viewpoint`, or a single one), text (.xyz,
-    .pts, .txt, .csv, .asc, .xyzn, .xyzrgb), .stl, .obj, .off and .glb; .las and .laz need the extra `las`. A file with triangles is sampled evenly over their area,
-    `MESH_SAMPLES` points with the triangles' normals; any other gives its points in their order.
+    .pts, .txt, .csv, .asc, .xyzn, .xyzrgb), .stl, .obj, .off and .glb; .las and .laz need the extra `las`. A file with
+    triangles is sampled evenly over their area: `MESH_SAMPLES` points with the triangles' normals. Any other gives its
+    points in their order.
 
     Args:
         path: The file; `~` is expanded.
@@ -236,8 +237,8 @@ def _write_npy(stream: BinaryIO, points: Array, normals: Array | None, colors: A
 
 
 def _write_npz(stream: BinaryIO, points: Array, normals: Array | None, colors: Array | None) -> None:
-    extras = {k: v for k, v in {"normals": normals, "colors": colors}.items() if v is not None}
-    np.savez(stream, points=points, **extras)
+    arrays = {"points": points, "normals": normals, "colors": colors}
+    np.savez(stream, allow_pickle=False, **{name: array for name, array in arrays.items() if array is not None})
 
 
 _WRITERS: dict[str, Callable[[BinaryIO, Array, Array | None, Array | None], None]] = {
