@@ -12,6 +12,16 @@ except ImportError as error:
         "which needs a C++17 compiler); a bare source tree on the path does not have it."
     ) from error
 
+from dlc_reg.ops._hypotheses import (
+    Judgement,
+    Surface,
+    fpfh,
+    judge_poses,
+    mutual_matches,
+    nearest_features,
+    propose_poses,
+    refine_poses,
+)
 from dlc_reg.ops._linearize import KERNELS, KINDS, Linearization, Moments, linearize
 from dlc_reg.ops._neighbourhoods import estimate_covariances, estimate_normals, voxel_downsample, voxel_groups
 from dlc_reg.ops._search import SearchIndex, knn, radius_search
@@ -19,14 +29,22 @@ from dlc_reg.ops._search import SearchIndex, knn, radius_search
 __all__ = [
     "KERNELS",
     "KINDS",
+    "Judgement",
     "Linearization",
     "Moments",
     "SearchIndex",
+    "Surface",
     "estimate_covariances",
     "estimate_normals",
+    "fpfh",
+    "judge_poses",
     "knn",
     "linearize",
+    "mutual_matches",
+    "nearest_features",
+    "propose_poses",
     "radius_search",
+    "refine_poses",
     "voxel_downsample",
     "voxel_groups",
 ]
