@@ -169,7 +169,7 @@ bool KdTree::nearest(const float q[3], float max_d2, int32_t& index, float& d2) 
 
 bool KdTree::nearest(const float q[3], float max_d2, int32_t hint, int32_t& index, float& d2) const {
   search::Nearest found{below(max_d2)};
-  if (hint >= 0) found.offer(search::squared_distance(q, point(hint)), hint);
+  if (hint >= 0 && hint < n_) found.offer(search::squared_distance(q, point(hint)), hint);
   search::traverse(nodes_.data(), leaves_.data(), levels_, q, found);
   if (!found.any()) return false;
   index = found.index;

@@ -24,7 +24,7 @@ class KdTree {
   // The nearest point with d2 < max_d2 (strictly); the lowest index wins a tie. false and outputs untouched if none.
   bool nearest(const float q[3], float max_d2, int32_t& index, float& d2) const;
 
-  // The same answer; faster if point `hint` is near q (its distance is the first bound). hint < 0: no hint.
+  // The same answer; faster if point `hint` is near q (its distance is the first bound). hint outside [0, size): none.
   bool nearest(const float q[3], float max_d2, int32_t hint, int32_t& index, float& d2) const;
 
   // The k nearest with d2 < max_d2, sorted by (d2, index). Returns how many were written (at most k).

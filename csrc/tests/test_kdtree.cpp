@@ -1,0 +1,235 @@
+// The tree against brute force: same indices, same bits, on both instruction sets and any number of threads.
+#include "core/kdtree.hpp"
+
+#include <algorithm>
+
+#include "check.hpp"
+#include "core/morton.hpp"
+#include "core/simd.hpp"
+
+using dlc::KdTree;
+using shapes::kInfinity;
+using Neighbours = std::vector<std::pair<float, int32_t>>;
+
+namespace {
+
+// Every point, sorted by (d2, index).
+Neighbours brute_force(const std::vector<float>& points, const float* q) {
+  Neighbours all;
+  for (std::size_t i = 0; i < points.size() / 3; ++i) {
+    const float x = q[0] - points[3 * i], y = q[1] - points[3 * i + 1], z = q[2] - points[3 * i + 2];
+    all.emplace_back(x * x + y * y + z * z, static_cast<int32_t>(i));
+  }
+  std::sort(all.begin(), all.end());
+  return all;
+}
+
+std::vector<float> queries_for(const std::vector<float>& points, const std::string& shape, unsigned seed) {
+  std::vector<float> queries = shapes::points(shape, 24, seed + 1);
+  for (std::size_t i = 0; i < std::min<std::size_t>(points.size(), 36); ++i) queries.push_back(points[i]);
+  for (const float far : {-30.0f, 1e4f, 3e18f}) queries.insert(queries.end(), {far, 2 * far, -far});
+  return queries;
+}
+
+Neighbours nearer_than(const Neighbours& all, float limit) {
+  Neighbours some;
+  for (const auto& pair : all)
+    if (pair.first < limit) some.push_back(pair);
+  return some;
+}
+
+void check_query(const KdTree& tree, const Neighbours& all, const float* q, float limit) {
+  const Neighbours expected = nearer_than(all, limit);
+  const int64_t count = static_cast<int64_t>(expected.size());
+
+  int32_t index = -7;
+  float d2 = -7;
+  CHECK(tree.nearest(q, limit, index, d2) == (count > 0));
+  CHECK(index == (count ? expected[0].second : -7));
+  CHECK(d2 == (count ? expected[0].first : -7.0f));
+  for (const int32_t hint : {int64_t{0}, tree.size() / 2, tree.size() - 1}) {
+    int32_t same = -7;
+    float same_d2 = -7;
+    CHECK(tree.nearest(q, limit, hint, same, same_d2) == (count > 0));
+    CHECK(same == index && same_d2 == d2);
+  }
+
+  for (const int k : {1, 2, 5, 20, 63, 64, 65, 150, 6000}) {
+    std::vector<int32_t> indices(static_cast<std::size_t>(k), -7);
+    std::vector<float> distances(static_cast<std::size_t>(k), -7);
+    const int found = tree.knn(q, k, limit, indices.data(), distances.data());
+    CHECK(found == std::min<int64_t>(k, count));
+    for (int i = 0; i < std::min<int64_t>(found, count); ++i) {
+      const std::size_t at = static_cast<std::size_t>(i);
+      CHECK(indices[at] == expected[at].second && distances[at] == expected[at].first);
+    }
+  }
+  CHECK(tree.knn(q, 0, limit, nullptr, nullptr) == 0);
+
+  Neighbours found{{1.0f, 1}};
+  CHECK(tree.radius(q, limit, found) == count);
+  CHECK(found == expected);
+  CHECK(tree.count(q, limit) == count);
+}
+
+void check_shape(const std::string& shape, int64_t n, unsigned seed) {
+  const std::vector<float> points = shapes::points(shape, n, seed);
+  const KdTree tree(points.data(), n, 1 + static_cast<int>(seed % 3));
+  CHECK(tree.size() == n);
+  for (int64_t i = 0; i < n; ++i)
+    CHECK(std::memcmp(tree.point(static_cast<int32_t>(i)), &points[3 * static_cast<std::size_t>(i)], 12) == 0);
+  const std::vector<float> queries = queries_for(points, shape, seed);
+  for (std::size_t i = 0; i + 3 <= queries.size(); i += 3) {
+    const float* q = &queries[i];
+    const Neighbours all = brute_force(points, q);
+    std::vector<float> limits{kInfinity, 0.0f, -1.0f, std::nanf(""), 0.01f};
+    if (n > 0) {  // exactly at a distance, and just above it
+      const float edge = all[std::min<std::size_t>(all.size() - 1, 6)].first;
+      limits.insert(limits.end(), {edge, std::nextafter(edge, kInfinity)});
+    }
+    for (const float limit : limits) check_query(tree, all, q, limit);
+  }
+}
+
+void check_strange_queries() {
+  const std::vector<float> points = shapes::points("uniform", 500, 3);
+  const KdTree tree(points.data(), 500, 1);
+  const float nan = std::nanf("");
+  for (const float bad : {nan, -nan, kInfinity, -kInfinity})
+    for (int axis = 0; axis < 3; ++axis) {
+      float q[3] = {0.5f, 0.5f, 0.5f}, d2;
+      q[axis] = bad;
+      int32_t index;
+      CHECK(!tree.nearest(q, kInfinity, index, d2));
+      CHECK(tree.count(q, kInfinity) == 0);
+    }
+  std::vector<float> broken = points;  // not allowed, but must not crash or hide the others
+  broken[30] = nan, broken[61] = kInfinity, broken[92] = -kInfinity;
+  const KdTree survivor(broken.data(), 500, 1);
+  int32_t index = -1;
+  float d2 = -1;
+  CHECK(survivor.nearest(&points[0], kInfinity, index, d2) && index == 0 && d2 == 0);
+}
+
+void check_squared_limit() {
+  std::mt19937 random(5);
+  std::vector<float> limits{0, -1, kInfinity, 1e-30f, 1e-20f, 1.9e19f, 3e38f, 1, 0.1f};
+  for (int i = 0; i < 1000; ++i) limits.push_back(std::ldexp(static_cast<float>(random()), static_cast<int>(i % 60) - 60));
+  for (const float limit : limits) {
+    const float squared = dlc::squared_limit(limit);
+    if (!(limit > 0)) {
+      CHECK(squared == 0);
+      continue;
+    }
+    CHECK(std::sqrt(squared) >= limit);
+    CHECK(std::sqrt(std::nextafter(squared, 0.0f)) < limit);
+  }
+  CHECK(dlc::squared_limit(std::nanf("")) == 0);
+}
+
+struct Batch {
+  std::vector<float> distances, ball_distances;
+  std::vector<int64_t> indices, splits, ball_indices;
+
+  bool operator==(const Batch& other) const {
+    return distances == other.distances && ball_distances == other.ball_distances && indices == other.indices &&
+           splits == other.splits && ball_indices == other.ball_indices;
+  }
+};
+
+Batch run_batch(const std::vector<float>& points, const std::vector<float>& queries, int k, float limit, float radius,
+                int threads) {
+  const KdTree tree(points.data(), static_cast<int64_t>(points.size() / 3), threads);
+  const std::size_t m = queries.size() / 3;
+  Batch out;
+  out.distances.resize(m * static_cast<std::size_t>(k));
+  out.indices.resize(out.distances.size());
+  dlc::knn(tree, queries.data(), static_cast<int64_t>(m), k, limit, out.distances.data(), out.indices.data(), threads);
+  out.splits.resize(m + 1);
+  const int64_t total =
+      dlc::radius_count(tree, queries.data(), static_cast<int64_t>(m), radius, out.splits.data(), threads);
+  out.ball_distances.resize(static_cast<std::size_t>(total));
+  out.ball_indices.resize(static_cast<std::size_t>(total));
+  dlc::radius_fill(tree, queries.data(), static_cast<int64_t>(m), radius, out.splits.data(), out.ball_distances.data(),
+                   out.ball_indices.data(), threads);
+  return out;
+}
+
+void check_batches(int64_t n, int64_t m, int k) {
+  const std::vector<float> points = shapes::points("surface", n, 11), queries = shapes::points("surface", m, 12);
+  const float limit = 0.05f, radius = 0.04f;
+  const Batch batch = run_batch(points, queries, k, limit, radius, 1);
+  for (int64_t i = 0; i < m; i += 37) {
+    const Neighbours all = brute_force(points, &queries[3 * static_cast<std::size_t>(i)]);
+    for (int j = 0; j < k; ++j) {
+      const std::size_t at = static_cast<std::size_t>(i * k + j), rank = static_cast<std::size_t>(j);
+      const bool found = rank < all.size() && std::sqrt(all[rank].first) < limit;
+      CHECK(batch.indices[at] == (found ? all[rank].second : -1));
+      CHECK(batch.distances[at] == (found ? std::sqrt(all[rank].first) : kInfinity));
+    }
+    std::size_t inside = 0;
+    const std::size_t row = static_cast<std::size_t>(i), start = static_cast<std::size_t>(batch.splits[row]);
+    for (; inside < all.size() && std::sqrt(all[inside].first) < radius; ++inside) {
+      CHECK(batch.ball_indices[start + inside] == all[inside].second);
+      CHECK(batch.ball_distances[start + inside] == std::sqrt(all[inside].first));
+    }
+    CHECK(batch.splits[row + 1] - batch.splits[row] == static_cast<int64_t>(inside));
+  }
+  const bool avx2 = dlc::use_avx2();
+  for (const bool vectors : {false, avx2}) {
+    dlc::set_use_avx2(vectors);
+    for (const int threads : {1, 2, 3}) CHECK(run_batch(points, queries, k, limit, radius, threads) == batch);
+  }
+}
+
+void check_morton() {
+  for (const int64_t n : {0, 1, 2, 1000, 30000}) {
+    const std::vector<float> points = shapes::points("mixed", n, 4);
+    std::vector<int64_t> order(static_cast<std::size_t>(n)), again(order);
+    dlc::morton_order(points.data(), n, order.data(), 1);
+    dlc::morton_order(points.data(), n, again.data(), 3);
+    CHECK(order == again);
+    const std::vector<uint32_t> coarse = dlc::coarse_morton_order(points.data(), n, 2);
+    std::vector<int> seen(order.size(), 0);
+    for (const int64_t i : order) ++seen[static_cast<std::size_t>(i)];
+    for (const uint32_t i : coarse) ++seen[i];
+    for (const int times : seen) CHECK(times == 2);
+  }
+  // Eight corners given backwards: x is the lowest bit of the code.
+  std::vector<float> corners;
+  for (int c = 7; c >= 0; --c)
+    for (int a = 0; a < 3; ++a) corners.push_back(static_cast<float>(c >> a & 1));
+  std::vector<int64_t> order(8);
+  dlc::morton_order(corners.data(), 8, order.data(), 1);
+  for (int64_t i = 0; i < 8; ++i) CHECK(order[static_cast<std::size_t>(i)] == 7 - i);
+  const std::vector<float> equal = shapes::points("equal", 100, 1);
+  order.resize(100);
+  dlc::morton_order(equal.data(), 100, order.data(), 1);
+  for (int64_t i = 0; i < 100; ++i) CHECK(order[static_cast<std::size_t>(i)] == i);
+  CHECK(dlc::morton_code(0x1fffff, 0, 0) == 0x1249249249249249ull);
+  CHECK((dlc::morton_code(5, 3, 1) == (1 | 2 | 4 | 2 << 3 | 1 << 6)));
+}
+
+}  // namespace
+
+int main() {
+  std::printf("instruction set: %s\n", dlc::simd_level());
+  const bool avx2 = dlc::use_avx2();
+  for (const bool vectors : {false, avx2}) {
+    dlc::set_use_avx2(vectors);
+    for (const std::string& shape : shapes::names()) {
+      unsigned seed = 1;
+      for (const int64_t n : {0, 1, 2, 15, 16, 17, 100, 128, 129, 1000, 1500}) check_shape(shape, n, seed++);
+    }
+    check_strange_queries();
+  }
+  check_shape("surface", 5000, 9);
+  check_squared_limit();
+  check_batches(5000, 300, 1);
+  check_batches(5000, 6000, 1);
+  check_batches(3000, 5000, 7);
+  check_batches(3, 100, 5);
+  check_batches(0, 10, 2);
+  check_morton();
+  return failures() ? 1 : 0;
+}
