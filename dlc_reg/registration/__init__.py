@@ -1,0 +1,1 @@
+"""Registration: classical objectives, ICP from a start, global search, and the evidence for a result."""

@@ -1,0 +1,285 @@
+"""Iterative closest points: the classical objectives through `iterate`, from a given start, with evidence."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dlc_reg import ops
+from dlc_reg.errors import InputError
+from dlc_reg.geometry import PointCloud
+from dlc_reg.iterate import Record, Settled, Status, Termination, iterate
+from dlc_reg.registration.freedom import FreeMotion, describe_null_space, free_motions
+from dlc_reg.registration.objectives import Evaluation, Objective, Pair
+from dlc_reg.registration.result import RegistrationResult
+
+Array = NDArray[np.float64]
+Callback = Callable[[Record], bool | None]
+
+_NORMALS_FROM = 20  # neighbours of a normal that coarse_to_fine has to estimate
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """Open3D's test: both |change of fitness| < `fitness` and |change of inlier RMSE| < `rmse` (the points' unit)."""
+
+    fitness: float = 1e-6
+    rmse: float = 1e-6
+    max_iterations: int = 30
+
+
+class ClosestPoints:
+    """The update rule of ICP: step with the sums at hand, then search and sum again at the new pose.
+
+    So n iterations cost n + 1 searches, and the record of an iteration describes the pose that it returned. `evaluation`
+    is the last one.
+    """
+
+    evaluation: Evaluation
+
+    def init(self, objective: Objective, omega: Tensor, data: Pair) -> tuple[Evaluation, Record]:
+        self.evaluation = objective.evaluate(omega, data)
+        if not self.evaluation.count:
+            return self.evaluation, {**self.evaluation.record, "status": Status.NO_CORRESPONDENCES}
+        return self.evaluation, self.evaluation.record
+
+    def step(
+        self, objective: Objective, omega: Tensor, data: Pair, state: Evaluation
+    ) -> tuple[Tensor, Evaluation, Record]:
+        omega = objective.step(omega, state)
+        if not torch.isfinite(omega).all():
+            return omega, state, {**state.record, "status": Status.DIVERGED}
+        self.evaluation = objective.evaluate(omega, data)
+        return omega, self.evaluation, self.evaluation.record
+
+
+def icp(
+    source: PointCloud,
+    target: PointCloud,
+    objective: Objective,
+    T_init: Array | None = None,
+    *,
+    max_distance: float,
+    convergence: Convergence | None = None,
+    callback: Callback | None = None,
+    index: ops.SearchIndex | None = None,
+    num_threads: int | None = None,
+) -> RegistrationResult:
+    """Registers `source` to `target` from `T_init` (4, 4), T_target_source absolute; None is identity.
+
+    Args:
+        objective: `PointToPoint()`, `PointToPlane()`, `Symmetric()` or `Generalized()`.
+        max_distance: pairs further apart are ignored, in the points' unit; inf is allowed.
+        convergence: when to stop; by default 30 iterations or changes below 1e-6 in fitness and in RMSE over extent.
+        callback: as for `dlc_reg.iterate`.
+        index: `ops.SearchIndex(target.points)` if it exists already.
+        num_threads: None for all cores; the result is the same to the bit for any number.
+
+    Returns:
+        the pose with fitness, inlier RMSE and correspondences at that pose; `information` (6, 6) is the objective's
+        Gauss-Newton Hessian about `settings["information_origin"]`, `covariance` = sigma^2 times its inverse, sigma^2
+        the residual variance; None where a motion is free: `settings["free_motions"]` names it.
+
+    Raises:
+        InputError: missing normals or covariances, bad distance or start.
+    """
+    if convergence is None:
+        convergence = Convergence(rmse=1e-6 * target.extent)
+    began = time.perf_counter()
+    pair = Pair.prepare(source, target, objective, max_distance=max_distance, index=index, num_threads=num_threads)
+    prepared = time.perf_counter() - began
+    result = icp_pair(pair, objective, T_init, convergence=convergence, callback=callback)
+    result.timings = {"prepare": prepared, **result.timings}
+    result.clouds = (source, target)
+    return result
+
+
+def icp_pair(
+    pair: Pair,
+    objective: Objective,
+    T_init: Array | None = None,
+    *,
+    convergence: Convergence,
+    callback: Callback | None = None,
+) -> RegistrationResult:
+    """`icp` on a pair that is prepared already: several starts share its sorting and its search tree."""
+    start = np.eye(4) if T_init is None else _checked_pose(T_init)
+    began = time.perf_counter()
+    update = ClosestPoints()
+    settled = Settled({"fitness": convergence.fitness, "inlier_rmse": convergence.rmse})
+    termination = Termination(convergence.max_iterations, settled)
+    solution = iterate(objective, update, pair.to_omega(start), pair, termination=termination, callback=callback)
+    evaluation = update.evaluation
+    searched = time.perf_counter()
+    information, covariance, sigma, free = uncertainty(objective, evaluation)
+    origin = pair.target_origin
+    return RegistrationResult(
+        transformation=start if solution.iterations == 0 else pair.to_absolute(solution.omega),
+        fitness=evaluation.fitness,
+        inlier_rmse=evaluation.inlier_rmse,
+        correspondence_set=evaluation.correspondence_set(),
+        information=information,
+        covariance=covariance,
+        iterations=solution.iterations,
+        status=solution.status if evaluation.count else Status.NO_CORRESPONDENCES,
+        history=solution.history,
+        verdict_reasons=[f"the matched surface {motion.text}" for motion in free],
+        settings={
+            "objective": objective.kind,
+            "kernel": objective.kernel,
+            "kernel_parameter": objective.kernel_parameter,
+            "max_correspondence_distance": pair.max_distance,
+            "convergence_fitness": convergence.fitness,
+            "convergence_rmse": convergence.rmse,
+            "max_iterations": convergence.max_iterations,
+            "information_origin": origin.tolist(),
+            "update_pivot": (origin + pair.pivot).tolist(),
+            "residual_sigma": sigma,
+            "free_motions": [motion.text for motion in free],
+            "free_twists": [motion.about(origin).tolist() for motion in free],
+        },
+        timings={"iterate": searched - began, "uncertainty": time.perf_counter() - searched},
+    )
+
+
+def coarse_to_fine(
+    source: PointCloud,
+    target: PointCloud,
+    objective: Objective,
+    T_init: Array | None = None,
+    *,
+    voxel_sizes: Sequence[float],
+    max_distances: Sequence[float],
+    iterations: Sequence[int] | int = 30,
+    convergence: Convergence | None = None,
+    callback: Callback | None = None,
+    num_threads: int | None = None,
+) -> RegistrationResult:
+    """`icp` on ever finer clouds, each level from the pose of the one before.
+
+    `voxel_sizes`: strictly decreasing, in the points' unit; 0 at the end means the clouds as they are. Normals that the
+    objective needs and a thinned cloud lacks are estimated. `history` has every level's iterations, with "level" and
+    "voxel_size", each from its start. The evidence (fitness, correspondences, information) is of the clouds given, at the last distance.
+    """
+    counts = [iterations] * len(voxel_sizes) if isinstance(iterations, int) else list(iterations)
+    _check_levels(voxel_sizes, max_distances, counts)
+    result = RegistrationResult(transformation=np.eye(4) if T_init is None else np.asarray(T_init, dtype=np.float64))
+    history: list[Record] = []
+    timings: dict[str, float] = {}
+    for level, (voxel, distance, count) in enumerate(zip(voxel_sizes, max_distances, counts, strict=True)):
+        began = time.perf_counter()
+        thin_source, thin_target = (_thinned(cloud, voxel, objective, num_threads) for cloud in (source, target))
+        base = convergence or Convergence(rmse=1e-6 * target.extent)
+        result = icp(
+            thin_source,
+            thin_target,
+            objective,
+            result.transformation,
+            max_distance=distance,
+            convergence=replace(base, max_iterations=count),
+            callback=callback,
+            num_threads=num_threads,
+        )
+        history += [{"level": level, "voxel_size": voxel, **record} for record in result.history]
+        timings[f"level_{level}"] = time.perf_counter() - began
+    if voxel_sizes[-1] > 0:
+        status, distance = result.status, max_distances[-1]
+        whole_source, whole_target = (_thinned(cloud, 0.0, objective, num_threads) for cloud in (source, target))
+        result = icp(
+            whole_source,
+            whole_target,
+            objective,
+            result.transformation,
+            max_distance=distance,
+            convergence=Convergence(max_iterations=0),
+            num_threads=num_threads,
+        )
+        if len(result.correspondence_set):
+            result.status = status
+    result.history, result.timings = history, timings
+    result.iterations = len(history) - len(voxel_sizes)
+    result.settings |= {
+        "voxel_sizes": list(voxel_sizes),
+        "max_correspondence_distances": list(max_distances),
+        "max_iterations": counts,
+    }
+    result.clouds = (source, target)
+    return result
+
+
+def estimate_update(objective: Objective, pair: Pair, pairs: NDArray[np.int64]) -> Array:
+    """One step (4, 4), absolute, from identity, with the given correspondences (m, 2) instead of a search."""
+    fixed = pair.with_correspondences(pairs)
+    omega = fixed.to_omega(np.eye(4))
+    return fixed.to_absolute(objective.step(omega, objective.evaluate(omega, fixed)))
+
+
+def uncertainty(
+    objective: Objective, evaluation: Evaluation
+) -> tuple[Array, Array | None, float | None, list[FreeMotion]]:
+    """Hessian (6, 6), covariance or None, residual standard deviation or None, and the free motions.
+
+    sigma^2 = 2 cost / (residuals - 6): for robust kernels the variance of the residuals as the kernel sees them.
+    """
+    information = objective.hessian(evaluation)
+    if not evaluation.count:
+        return information, None, None, []
+    free = _free_motions(evaluation, information)
+    freedom = objective.rows * evaluation.count - 6
+    if freedom <= 0:
+        return information, None, None, free
+    variance = 2.0 * evaluation.cost / freedom
+    covariance = None if free else variance * np.linalg.inv(information)
+    return information, covariance, float(np.sqrt(variance)), free
+
+
+def _free_motions(evaluation: Evaluation, information: Array) -> list[FreeMotion]:
+    """From the target's normals where it has any: point-to-point's own Hessian does not see that a plane slides."""
+    pair, indices = evaluation.pair, evaluation.linearization.indices
+    indices = indices[indices >= 0]
+    if pair.target_normals is not None:
+        points = pair.target.points[indices].double().numpy() + pair.target_origin
+        return free_motions(points, pair.target_normals[indices].double().numpy())
+    centre = evaluation.linearization.sums[33:36].numpy() / evaluation.count
+    shift = np.eye(6)
+    shift[3:, :3] = [[0, -centre[2], centre[1]], [centre[2], 0, -centre[0]], [-centre[1], centre[0], 0]]
+    about_centre = shift.T @ information @ shift
+    moving = np.trace(about_centre[3:, 3:])
+    radius = float(np.sqrt(np.trace(about_centre[:3, :3]) / moving)) if moving > 0 else 0.0
+    scale = np.array([1.0 / radius] * 3 + [1.0] * 3) if radius > 0 else np.ones(6)
+    return describe_null_space(about_centre * scale * scale[:, None], centre + pair.target_origin, radius or 1.0)
+
+
+def _thinned(cloud: PointCloud, voxel: float, objective: Objective, num_threads: int | None) -> PointCloud:
+    thin = cloud.voxel_downsample(voxel) if voxel > 0 else cloud
+    if any(need.endswith("covariances") for need in objective.needs) and voxel > 0:
+        thin = replace(thin, covariances=None)  # those of the thick cloud describe another neighbourhood
+    wants = {need.split("_")[1] for need in objective.needs}
+    if any(getattr(thin, what) is None for what in wants):
+        thin = thin.with_normals(_NORMALS_FROM, num_threads=num_threads)
+    return thin
+
+
+def _check_levels(voxel_sizes: Sequence[float], max_distances: Sequence[float], counts: Sequence[int]) -> None:
+    if not len(voxel_sizes) == len(max_distances) == len(counts) > 0:
+        raise InputError(
+            "voxel_sizes, max_distances, iterations",
+            f"lengths {len(voxel_sizes)}, {len(max_distances)}, {len(counts)}",
+            "one entry a level in each, and at least one level",
+        )
+    if any(b >= a for a, b in zip(voxel_sizes, voxel_sizes[1:], strict=False)) or min(voxel_sizes) < 0:
+        raise InputError("voxel_sizes", str(list(voxel_sizes)), "strictly decreasing sizes, none below 0")
+
+
+def _checked_pose(pose: Any) -> Array:
+    matrix = np.array(pose, dtype=np.float64)
+    if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
+        raise InputError("T_init", f"shape {matrix.shape}, or entries that are not finite", "a finite (4, 4) matrix")
+    return matrix

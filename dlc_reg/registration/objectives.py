@@ -1,0 +1,350 @@
+"""The classical objectives of rigid registration: what is summed over the nearest neighbours, and the step it implies.
+
+Each objective is a small value (which residual, which robust kernel); everything about the two clouds is a `Pair`. Poses
+`omega` are (4, 4) float64 tensors from the source's local frame into the **pivot frame**: the target's axes with the
+origin at `Pair.pivot`, about which an update rotates. `Pair.to_omega` and `Pair.to_absolute` convert.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dlc_reg import ops
+from dlc_reg.errors import InputError
+from dlc_reg.geometry import PointCloud
+from dlc_reg.manifold import SE3
+
+Array = NDArray[np.float64]
+
+_EULER = SE3(chart="euler")
+_RANK = 1e-12  # curvature, relative to the largest, below which a direction gets no update
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two clouds made ready for the objectives: the source sorted along a Morton curve, the target searchable.
+
+    `source` (N, 3) float32 about `source_origin`; `target` over (M, 3) float32 about `target_origin`; `order` (N,) int64:
+    row i of `source` is the caller's point `order[i]`. `pivot` (3,) is in the target's local frame. `source_count`
+    divides the inliers in the fitness. `correspondences` (N,) int64, -1 = none, replaces the search when given.
+    """
+
+    source: Tensor
+    target: ops.SearchIndex
+    max_distance: float
+    source_origin: Array
+    target_origin: Array
+    pivot: Array
+    order: Tensor
+    source_count: int
+    source_normals: Tensor | None = None
+    source_covariances: Tensor | None = None
+    target_normals: Tensor | None = None
+    target_covariances: Tensor | None = None
+    correspondences: Tensor | None = None
+    num_threads: int | None = None
+
+    @staticmethod
+    def prepare(
+        source: PointCloud,
+        target: PointCloud,
+        objective: Objective,
+        *,
+        max_distance: float,
+        pivot: Array | None = None,
+        index: ops.SearchIndex | None = None,
+        source_count: int | None = None,
+        num_threads: int | None = None,
+    ) -> Pair:
+        """Sorts the source and indexes the target (or takes `index`, made of `target.points` before).
+
+        `pivot`: the target's own origin by default. Raises `InputError` where the objective needs normals or covariances
+        that a cloud has not, and for a distance that is not positive (inf is allowed).
+        """
+        if not max_distance > 0:
+            raise InputError("max_distance", f"{max_distance:g}", "a distance above 0")
+        source, target = objective.complete(source), objective.complete(target)
+        for need in objective.needs:
+            name, what = need.split("_")
+            if getattr(source if name == "source" else target, what) is None:
+                raise InputError(
+                    name,
+                    f"a cloud of {len(source if name == 'source' else target)} points without {what}",
+                    f"{what}, which {type(objective).__name__} requires: see PointCloud.with_normals()",
+                )
+        order = ops.morton_order(source.points)
+        return Pair(
+            source=source.points[order].contiguous(),
+            target=ops.SearchIndex(target.points, num_threads=num_threads) if index is None else index,
+            max_distance=float(max_distance),
+            source_origin=np.asarray(source.origin, dtype=np.float64),
+            target_origin=np.asarray(target.origin, dtype=np.float64),
+            pivot=np.zeros(3) if pivot is None else pivot,
+            order=order,
+            source_count=len(source) if source_count is None else source_count,
+            source_normals=_rows(source.normals, order) if "source_normals" in objective.needs else None,
+            source_covariances=_rows(source.covariances, order) if "source_covariances" in objective.needs else None,
+            target_normals=target.normals,
+            target_covariances=target.covariances,
+            num_threads=num_threads,
+        )
+
+    def with_correspondences(self, pairs: NDArray[np.int64]) -> Pair:
+        """The same clouds with `pairs` (m, 2) as correspondences; a source point may occur more than once."""
+        position = torch.empty_like(self.order)
+        position[self.order] = torch.arange(len(self.order))
+        rows = position[torch.from_numpy(pairs[:, 0])]
+        return replace(
+            self,
+            source=self.source[rows].contiguous(),
+            source_normals=_rows(self.source_normals, rows),
+            source_covariances=_rows(self.source_covariances, rows),
+            order=self.order[rows],
+            correspondences=torch.from_numpy(np.ascontiguousarray(pairs[:, 1])),
+        )
+
+    def to_omega(self, transformation: Array) -> Tensor:
+        """Absolute T_target_source (4, 4) -> pose between the local frames."""
+        omega = np.array(transformation, dtype=np.float64)
+        omega[:3, 3] += omega[:3, :3] @ self.source_origin - self.target_origin - self.pivot
+        return torch.from_numpy(omega)
+
+    def to_absolute(self, omega: Tensor) -> Array:
+        transformation: Array = omega.numpy().copy()
+        transformation[:3, 3] += (self.target_origin + self.pivot) - transformation[:3, :3] @ self.source_origin
+        return transformation
+
+    def to_local(self, omega: Tensor) -> Tensor:
+        """Pose into the target's local frame, which the operators want."""
+        return _shifted(omega, self.pivot)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An objective at one pose: what ICP reports and what the next step needs."""
+
+    linearization: ops.Linearization
+    pair: Pair = field(repr=False)
+
+    @cached_property
+    def count(self) -> int:
+        return self.linearization.count
+
+    @property
+    def cost(self) -> float:
+        return self.linearization.cost
+
+    @property
+    def fitness(self) -> float:
+        return self.count / self.pair.source_count
+
+    @property
+    def inlier_rmse(self) -> float:
+        """Root mean square Euclidean distance of the correspondences, in the points' unit; 0 without any."""
+        return math.sqrt(self.linearization.squared_distance_sum / self.count) if self.count else 0.0
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return {"value": self.cost, "fitness": self.fitness, "inlier_rmse": self.inlier_rmse, "count": self.count}
+
+    def correspondence_set(self) -> NDArray[np.int32]:
+        """Rows (source index, target index), (m, 2), in the caller's indices, by source index."""
+        matched = torch.full((len(self.pair.order),), -1, dtype=torch.int64)
+        matched[self.pair.order] = self.linearization.indices
+        rows = torch.nonzero(matched >= 0)[:, 0]
+        return torch.stack([rows, matched[rows]], dim=1).to(torch.int32).numpy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """Base of the classical objectives. `kernel`: "l2", "l1", "huber", "cauchy", "gm", "tukey", with its parameter."""
+
+    kernel: str = "l2"
+    kernel_parameter: float = 1.0
+
+    kind: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()  # which normals and covariances, "cloud_what"
+    rows: ClassVar[int]  # scalar residuals a correspondence
+
+    def complete(self, cloud: PointCloud) -> PointCloud:
+        """The cloud with what can be derived for this objective from what it has."""
+        return cloud
+
+    def evaluate(self, omega: Tensor, data: Pair) -> Evaluation:
+        """Searches the nearest neighbours at `omega` and sums over them, in one pass."""
+        linearization = ops.linearize(
+            self.kind,
+            data.source,
+            data.target,
+            data.to_local(omega),
+            max_distance=data.max_distance,
+            kernel=self.kernel,
+            kernel_parameter=self.kernel_parameter,
+            source_normals=data.source_normals,
+            source_covariances=data.source_covariances,
+            target_normals=data.target_normals if "target_normals" in self.needs else None,
+            target_covariances=data.target_covariances if "target_covariances" in self.needs else None,
+            correspondences=data.correspondences,
+            num_threads=data.num_threads,
+        )
+        return Evaluation(linearization, data)
+
+    def value(self, omega: Tensor, data: Pair) -> Tensor:
+        """Sum of rho(r) over the correspondences at `omega`, a scalar; it has no gradient."""
+        return torch.tensor(self.evaluate(omega, data).cost, dtype=torch.float64)
+
+    def step(self, omega: Tensor, evaluation: Evaluation) -> Tensor:
+        """The pose after one update; `evaluation` is of `omega`. Unchanged where nothing corresponds."""
+        if not evaluation.count:
+            return omega
+        return self._update(omega, evaluation)
+
+    def _update(self, omega: Tensor, evaluation: Evaluation) -> Tensor:
+        """Gauss-Newton: H xi = -b about the target's local origin, applied in Open3D's chart about the pivot."""
+        xi = solve_least(evaluation.linearization.hessian.numpy(), -evaluation.linearization.gradient.numpy())
+        xi[3:] += np.cross(xi[:3], evaluation.pair.pivot)  # the same velocity field, written about the pivot
+        return _EULER.retract(omega, torch.from_numpy(xi))
+
+    def hessian(self, evaluation: Evaluation) -> Array:
+        """Gauss-Newton Hessian (6, 6) about the target's local origin, rotation first."""
+        return np.asarray(evaluation.linearization.hessian.numpy(), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class PointToPoint(Objective):
+    """r = p' - q, weighted by its length; the step is closed-form (Umeyama, PAMI 1991, eq. 34-43)."""
+
+    with_scaling: bool = False
+
+    kind = "point_to_point"
+    rows = 3
+
+    def _update(self, omega: Tensor, evaluation: Evaluation) -> Tensor:
+        moments = evaluation.linearization.sums.numpy()
+        return _compose(fit_similarity(moments, with_scaling=self.with_scaling), omega, evaluation.pair.pivot)
+
+    def hessian(self, evaluation: Evaluation) -> Array:
+        """sum G^T G at the matched target points, G = [-[q]x, I]: Open3D's information matrix (Choi et al., 2015)."""
+        indices = evaluation.linearization.indices
+        return point_information(evaluation.pair.target.points[indices[indices >= 0]].double().numpy())
+
+
+@dataclass(frozen=True)
+class PointToPlane(Objective):
+    """r = (p' - q) . n_target (Chen and Medioni, 1992)."""
+
+    kind = "point_to_plane"
+    needs = ("target_normals",)
+    rows = 1
+
+
+@dataclass(frozen=True)
+class Symmetric(Objective):
+    """r = (p' - q) . (n_target +- R n_source), with a half-angle step about the means (Rusinkiewicz, SIGGRAPH 2019)."""
+
+    kind = "symmetric"
+    needs = ("source_normals", "target_normals")
+    rows = 1
+
+    def _update(self, omega: Tensor, evaluation: Evaluation) -> Tensor:
+        linearization = evaluation.linearization
+        xi = solve_least(linearization.hessian.numpy(), -linearization.gradient.numpy())
+        return _compose(linearization.symmetric_step(torch.from_numpy(xi)).numpy(), omega, evaluation.pair.pivot)
+
+
+@dataclass(frozen=True)
+class Generalized(Objective):
+    """r = (C_target + R C_source R^T)^(-1/2) (p' - q), plane to plane (Segal et al., RSS 2009).
+
+    Covariances are used as the clouds have them; a cloud that has only normals gets planes, of variance `epsilon` along
+    the normal and 1 across.
+    """
+
+    epsilon: float = 1e-3
+
+    kind = "generalized"
+    needs = ("source_covariances", "target_covariances")
+    rows = 3
+
+    def complete(self, cloud: PointCloud) -> PointCloud:
+        if cloud.covariances is not None or cloud.normals is None:
+            return cloud
+        return replace(cloud, covariances=plane_covariances(cloud.normals, self.epsilon))
+
+
+def plane_covariances(normals: Tensor, epsilon: float) -> Tensor:
+    """I - (1 - epsilon) n n^T for unit normals (N, 3): (N, 6), xx xy xz yy yz zz."""
+    x, y, z = normals.unbind(dim=1)
+    products = torch.stack([x * x, x * y, x * z, y * y, y * z, z * z], dim=1)
+    return torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0, 1.0]) - (1.0 - epsilon) * products
+
+
+def fit_similarity(moments: Array, *, with_scaling: bool) -> Array:
+    """T (4, 4) that minimises sum w |T p - q|^2, from the moments of `ops.linearize("point_to_point", ...)`.
+
+    Umeyama, PAMI 1991. A scale that the points don't determine (one point) is 1.
+    """
+    weight, mean_p, mean_q = moments[0], moments[1:4] / moments[0], moments[4:7] / moments[0]
+    covariance = moments[7:16].reshape(3, 3) / weight - np.outer(mean_q, mean_p)
+    u, singular, vt = np.linalg.svd(covariance)
+    sign = np.array([1.0, 1.0, np.sign(np.linalg.det(u) * np.linalg.det(vt))])
+    rotation = (u * sign) @ vt
+    scale = 1.0
+    if with_scaling:
+        variance = moments[16] / weight - mean_p @ mean_p
+        # below this the variance is rounding of its own two terms
+        scale = float(singular @ sign / variance) if variance > 1e-12 * moments[16] / weight else 1.0
+    transformation = np.eye(4)
+    transformation[:3, :3] = scale * rotation
+    transformation[:3, 3] = mean_q - scale * rotation @ mean_p
+    return transformation
+
+
+def point_information(points: Array) -> Array:
+    """sum of G^T G over points q (m, 3), G = [-[q]x, I]: (6, 6), rotation first."""
+    information = np.zeros((6, 6))
+    (x, y, z), second = points.sum(axis=0), points.T @ points
+    information[:3, :3] = np.trace(second) * np.eye(3) - second
+    information[:3, 3:] = [[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]]
+    information[3:, :3] = information[:3, 3:].T
+    information[3:, 3:] = len(points) * np.eye(3)
+    return information
+
+
+def solve_least(hessian: Array, right: Array) -> Array:
+    """The smallest x with H x = right for a symmetric (6, 6) H >= 0 that may be singular.
+
+    "Smallest" is with rotations measured at the radius that the curvatures imply, so that the unit of length is free.
+    """
+    turning, moving = np.trace(hessian[:3, :3]), np.trace(hessian[3:, 3:])
+    radius = np.sqrt(turning / moving) if turning > 0 and moving > 0 else 1.0
+    scale = np.array([1.0 / radius] * 3 + [1.0] * 3)
+    values, vectors = np.linalg.eigh(hessian * scale * scale[:, None])
+    held = values > _RANK * values[-1]
+    x: Array = scale * (vectors[:, held] @ (vectors[:, held].T @ (scale * right) / values[held]))
+    return x
+
+
+def _compose(update: Array, omega: Tensor, pivot: Array) -> Tensor:
+    """`update`, which acts in the target's local frame, after `omega`."""
+    shifted = update.copy()
+    shifted[:3, 3] += update[:3, :3] @ pivot - pivot
+    return torch.from_numpy(shifted @ omega.numpy())
+
+
+def _shifted(omega: Tensor, by: Array) -> Tensor:
+    out = omega.clone()
+    out[:3, 3] += torch.from_numpy(by)
+    return out
+
+
+def _rows(values: Tensor | None, order: Tensor) -> Tensor | None:
+    return None if values is None else values[order].contiguous()
