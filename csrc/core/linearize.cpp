@@ -1,6 +1,7 @@
 #include "core/linearize.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "core/kdtree.hpp"
@@ -44,7 +45,6 @@ Sums accumulate(const LinearizeProblem& problem, const Pose& pose, float limit, 
   Sums sums;
   const Kernel kernel = robust ? problem.kernel : Kernel::kL2;
   const double parameter = problem.kernel_parameter;
-  int32_t previous = -1;
   for (int64_t i = begin; i < end; ++i) {
     double p[3], q[3];
     pose.apply(problem.source + 3 * i, p);
@@ -53,7 +53,7 @@ Sums accumulate(const LinearizeProblem& problem, const Pose& pose, float limit, 
       const float query[3] = {static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2])};
       int32_t found = -1;
       float d2 = std::numeric_limits<float>::infinity();
-      if (problem.tree->nearest(query, limit, previous, found, d2)) j = previous = found;
+      if (problem.tree->nearest(query, limit, found, d2)) j = found;
       if (problem.indices) problem.indices[i] = j;
       if (problem.distances) problem.distances[i] = std::sqrt(d2);
     } else {
@@ -61,6 +61,7 @@ Sums accumulate(const LinearizeProblem& problem, const Pose& pose, float limit, 
     }
     if (j < 0) {
       if (!problem.tree && problem.distances) problem.distances[i] = std::numeric_limits<float>::infinity();
+      if (!std::isfinite(p[0] + p[1] + p[2])) sums.values[kCost] = std::numeric_limits<double>::quiet_NaN();
       continue;
     }
     widen(problem.target + 3 * j, 3, q);

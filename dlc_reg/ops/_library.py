@@ -27,9 +27,14 @@ def watched(*tensors: Tensor) -> bool:
 
 def host(argument: str, tensor: Tensor) -> Tensor:
     """Finite, contiguous, in the host's memory."""
-    tensor = tensor.detach().cpu().contiguous()
+    tensor = unchecked(tensor)
     _validate.finite(argument, tensor)
     return tensor
+
+
+def unchecked(tensor: Tensor) -> Tensor:
+    """Contiguous, in the host's memory."""
+    return tensor.detach().cpu().contiguous()
 
 
 def build_tree(points: Tensor, num_threads: int) -> _core.KdTree:

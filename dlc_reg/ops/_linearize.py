@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -165,7 +166,7 @@ def linearize(
     scale = _validate.length("kernel_parameter", kernel_parameter, positive=True)
     limit = _validate.limit("max_distance", max_distance)
     pose = _validate.pose("transform", transform)
-    p = _library.host("source", _validate.points("source", source, allow_empty=True))
+    p = _library.unchecked(_validate.points("source", source, allow_empty=True))
     n, m = len(p), len(index)
     normals_of_source = _rows(kind, ("symmetric",), "source_normals", source_normals, 3, n)
     normals_of_target = _rows(kind, ("point_to_plane", "symmetric"), "target_normals", target_normals, 3, m)
@@ -195,6 +196,16 @@ def linearize(
         sums.data_ptr(),
         _validate.threads(num_threads),
     )
+    if not math.isfinite(sum(sums.tolist())):  # the data is checked by what came of it: this runs in every iteration
+        _validate.finite("source", p)
+        for argument, rows in (
+            ("source_normals", normals_of_source),
+            ("target_normals", normals_of_target),
+            ("source_covariances", covariances_of_source),
+            ("target_covariances", covariances_of_target),
+        ):
+            if rows is not None:
+                _validate.finite(argument, rows)
     return Linearization(kind, sums, indices, distances)
 
 
@@ -206,7 +217,7 @@ def _rows(kind: str, users: tuple[str, ...], argument: str, value: Array | None,
         raise InputError(argument, "nothing", f"shape ({n}, {width}): {kind} needs them")
     if width == 6 and value.ndim == 3 and tuple(value.shape[1:]) == (3, 3):
         value = value.reshape(-1, 9)[:, [0, 1, 2, 4, 5, 8]]
-    return _library.host(argument, _validate.rows(argument, value, width, n))
+    return _library.unchecked(_validate.rows(argument, value, width, n))
 
 
 def _indices(value: Array, n: int, m: int) -> Tensor:
