@@ -12,17 +12,17 @@ CHUNK = 1024  # queries compared with all points at a time
 
 
 def knn(query: Tensor, points: Tensor, k: int = 1, max_distance: float = float("inf")) -> tuple[Tensor, Tensor]:
-    """Distances (N, k) and indices (N, k) of the nearest of `points` (M, 3); equal distances by index."""
+    """Distances (N, k) and indices (N, k) of the nearest of `points` (M, 3); equal squared distances by index."""
     distances = query.new_full((len(query), k), float("inf"))
     indices = torch.full((len(query), k), -1, dtype=torch.int64, device=query.device)
     width = min(k, len(points))
     nearest = []
     for start in range(0, len(query), CHUNK):
-        rows = distance(query[start : start + CHUNK, None], points[None])
-        ordered, order = torch.sort(rows, dim=1, stable=True)
-        inside = ordered[:, :width] < max_distance
-        nearest.append(torch.where(inside, ordered[:, :width], float("inf")))
-        indices[start : start + CHUNK, :width] = torch.where(inside, order[:, :width], -1)
+        squared, order = torch.sort(squared_distance(query[start : start + CHUNK, None], points[None]), stable=True)
+        ordered, order = root(squared[:, :width]), order[:, :width]
+        inside = ordered < max_distance
+        nearest.append(torch.where(inside, ordered, float("inf")))
+        indices[start : start + CHUNK, :width] = torch.where(inside, order, -1)
     if nearest:
         distances = torch.cat([torch.cat(nearest), distances[:, width:]], dim=1)
     return distances, indices
@@ -166,9 +166,13 @@ def normal_equations(
     return hessian, jacobian.T @ (weight * r), robust_cost(kernel, kernel_parameter, r).sum()
 
 
-def distance(a: Tensor, b: Tensor) -> Tensor:
-    """|a - b| along the last axis, summed x, y, z as the native core does; its gradient at zero is zero."""
+def squared_distance(a: Tensor, b: Tensor) -> Tensor:
+    """|a - b|^2 along the last axis, rounded as the native core rounds it."""
     x, y, z = (a - b).unbind(dim=-1)
-    squared = x * x + y * y + z * z
+    return x * x + y * y + z * z
+
+
+def root(squared: Tensor) -> Tensor:
+    """The square root, with a gradient of zero at zero."""
     apart = squared > 0
     return torch.where(apart, torch.where(apart, squared, 1.0).sqrt(), 0.0)

@@ -90,8 +90,7 @@ class SearchIndex:
             self.tree, q, _validate.count("k", k), limit, _validate.threads(num_threads)
         )
         if torch.is_grad_enabled() and q.requires_grad:
-            found = self._distances(q[:, None, :], indices)
-            distances = torch.where(indices >= 0, found, distances)
+            distances = torch.where(indices >= 0, self._attach(distances, q[:, None, :], indices), distances)
         return _validate.like(query, distances), _validate.like(query, indices)
 
     def radius(self, query: ArrayT, radius: float, *, num_threads: int | None = None) -> tuple[ArrayT, ArrayT, ArrayT]:
@@ -101,12 +100,14 @@ class SearchIndex:
             self.tree, q, _validate.length("radius", radius), _validate.threads(num_threads)
         )
         if torch.is_grad_enabled() and q.requires_grad:
-            distances = self._distances(q.repeat_interleave(splits.diff(), dim=0), indices)
+            distances = self._attach(distances, q.repeat_interleave(splits.diff(), dim=0), indices)
         return _validate.like(query, distances), _validate.like(query, indices), _validate.like(query, splits)
 
-    def _distances(self, query: Tensor, indices: Tensor) -> Tensor:
-        """The native distances, bit for bit, as differentiable operations."""
-        return _reference.distance(query, self.points.to(query.device)[indices.clamp(min=0)])
+    def _attach(self, distances: Tensor, query: Tensor, indices: Tensor) -> Tensor:
+        """The native distances, bit for bit, with the gradient of the same distances in torch."""
+        points = self.points.to(query.device)[indices.clamp(min=0)]
+        attached = _reference.root(_reference.squared_distance(query, points))
+        return attached + (distances - attached).detach()
 
 
 def _query_and_points(query: Array, points: Array) -> tuple[Tensor, Tensor]:
