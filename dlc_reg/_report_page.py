@@ -11,7 +11,6 @@ import math
 import platform
 import re
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +60,11 @@ def page(result: RegistrationResult, scene: Scene, still: bytes) -> str:
 
 
 def versions() -> dict[str, str]:
-    """What ran: names and versions, "not installed" where a distribution is absent."""
-    found = {"dlc_reg": _version("dlc_reg"), "Python": platform.python_version()}
-    found |= {name: _version(name) for name in ("numpy", "torch")}
-    return found | {"platform": platform.platform()}
+    """What ran: names and versions."""
+    from dlc_reg import __version__  # not above: the package imports this module's neighbours
+
+    found = {"dlc_reg": __version__, "Python": platform.python_version(), "platform": platform.platform()}
+    return found | {"numpy": np.__version__, "torch": torch.__version__}
 
 
 def matrix_text(matrix: Any) -> str:
@@ -75,12 +75,13 @@ def matrix_text(matrix: Any) -> str:
 def rotation_axis(rotation: Any) -> Any:
     """(3,) unit axis of a (3, 3) rotation or scaled rotation, zeros where there is none."""
     r = np.asarray(rotation) / np.cbrt(np.linalg.det(rotation))
-    values, vectors = np.linalg.eigh((r + r.T) / 2)
-    if rotation_angle(r) < 1e-12:
-        return np.zeros(3)
-    axis = vectors[:, np.argmax(values)]  # of the symmetric part, whose largest eigenvalue is 1: stable at pi too
-    sense = axis @ np.array([r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]])
-    return -axis if sense < 0 else axis
+    twist = np.array([r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]])  # axis times 2 sin(angle)
+    if np.trace(r) > 0:  # below 109 degrees
+        length = np.linalg.norm(twist)
+        return twist / length if length > 1e-15 else np.zeros(3)
+    _, vectors = np.linalg.eigh(r + r.T)  # near 180 degrees the sine is lost, and the symmetric part holds the axis
+    axis = vectors[:, -1]
+    return -axis if axis @ twist < 0 else axis
 
 
 def scene_note(scene: Scene) -> str:
@@ -206,10 +207,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return "unknown" if value is None else str(value)
-
-
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "not installed"

@@ -61,7 +61,7 @@ def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
 
 
-@main.command()
+@main.command(short_help="Find the transform that maps SOURCE onto TARGET.")
 @click.argument("source", type=FILE)
 @click.argument("target", type=FILE)
 @click.option("-o", "--output", type=FILE, help="Write the moved source (ply, pcd, xyz, txt, npy, npz).")
@@ -221,7 +221,7 @@ def _document(result: RegistrationResult, written: dict[str, Path]) -> dict[str,
     }
 
 
-@main.command()
+@main.command(short_help="Say what a file holds.")
 @click.argument("file", type=FILE)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @debug_option
@@ -268,7 +268,7 @@ def _spoken(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else number(value) if isinstance(value, float) else str(value)
 
 
-@main.command()
+@main.command(short_help="Show versions, processor and extras.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @debug_option
 def doctor(as_json: bool) -> None:
@@ -286,7 +286,7 @@ def doctor(as_json: bool) -> None:
     if as_json:
         click.echo(console.to_json(facts | {"extras": extras}))
         return
-    for name, value in facts.items() | {f"extra {name}": text for name, text in extras.items()}.items():
+    for name, value in (facts | {f"extra {name}": text for name, text in extras.items()}).items():
         console.line(name, value, width=13)
 
 
@@ -297,7 +297,7 @@ def _extra(name: str, packages: tuple[str, ...]) -> str:
         return f'not installed: pip install "dlc_reg[{name}]"'
 
 
-@main.command()
+@main.command(short_help="Register the real sample pair of a checkout.")
 @click.option("--report", type=FILE, help="Write a page to look at, one offline file (html).")
 @click.option("--plot", type=FILE, help="Write a before/after picture (png, pdf, svg, jpg).")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")

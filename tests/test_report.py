@@ -1,0 +1,377 @@
+"""The page and the picture: what they hold, and that a browser draws them."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlc_reg import _report_page, report
+from dlc_reg._report_scene import build_scene
+from dlc_reg.errors import InputError
+from dlc_reg.geometry import PointCloud, apply_transform
+from dlc_reg.iterate import Status
+from dlc_reg.registration.result import RegistrationResult, Verdict
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+browser = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs a headless Chromium (apt install chromium)"),
+]
+FLAGS = """
+    --headless=new --no-sandbox --disable-gpu --use-angle=swiftshader --enable-unsafe-swiftshader --disable-quic
+    --no-first-run --disable-background-networking --disable-component-update --disable-sync --hide-scrollbars
+""".split()
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{style}}&amp;.ply"
+
+
+def turn(degrees: float, shift: tuple[float, float, float]) -> np.ndarray:
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return np.array([[c, -s, 0, shift[0]], [s, c, 0, shift[1]], [0, 0, 1, shift[2]], [0, 0, 0, 1]])
+
+
+TRUTH = turn(40, (0.3, -0.2, 0.1))
+
+
+def surface(n: int, seed: int) -> np.ndarray:
+    x, y = np.random.default_rng(seed).uniform(-1, 1, (2, n))
+    return np.column_stack([x, y, 0.3 * np.sin(3 * x) * np.cos(2 * y) + 0.2 * x * y])
+
+
+def make(
+    source: Any = None, target: Any = None, transformation: np.ndarray = TRUTH, names: tuple[str, str] = ("a", "b")
+) -> RegistrationResult:
+    """A result over two samplings of one surface; the target lacks x > 0.5."""
+    if source is None:
+        source = surface(3000, 0)
+    if target is None:
+        sheet = surface(4000, 1)
+        target = apply_transform(TRUTH, sheet[sheet[:, 0] < 0.5])
+    clouds = tuple(PointCloud.from_any(points, name=name) for points, name in zip((source, target), names, strict=True))
+    return RegistrationResult(
+        transformation=transformation,
+        fitness=0.76,
+        inlier_rmse=0.021,
+        iterations=12,
+        status=Status.CONVERGED,
+        history=[{"fitness": 0.3 + 0.04 * i, "inlier_rmse": 0.2 / (i + 1)} for i in range(12)],
+        verdict=Verdict.ALIGNED,
+        verdict_reasons=["76% of the source lies on the target", "all starts agree"],
+        settings={"voxel_size": 0.04, "max_correspondence_distance": 0.12, "seed": 0, "levels": [0.08, 0.04]},
+        timings={"search": 0.25, "refine": 0.5},
+        clouds=clouds,
+    )
+
+
+class Page(HTMLParser):
+    """What a page's markup holds: visible text by element id, every address, every script."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self._raw = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._raw = tag if tag in ("script", "style") else ""
+
+    def handle_endtag(self, tag: str) -> None:
+        self._raw = ""
+
+    def handle_data(self, data: str) -> None:
+        if not self._raw:
+            self.text.append(data)
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+    @property
+    def addresses(self) -> list[str]:
+        return [value or "" for _, attrs in self.tags for name, value in attrs.items() if name in ("src", "href")]
+
+
+# --- the scene -------------------------------------------------------------------------------------------------------
+def test_scene_is_a_deterministic_subsample() -> None:
+    result = make()
+    one, two = build_scene(result, 500), build_scene(result, 500)
+    assert len(one.before) == len(one.after) == len(one.target) == len(one.residuals) == 500
+    assert one.totals == (3000, len(result.clouds[1]))
+    for name in ("before", "after", "target", "residuals", "after_shade"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+    assert len(build_scene(result, 10**6).after) == 3000
+
+
+def test_scene_residuals_are_distances_to_the_target() -> None:
+    result = make()
+    scene = build_scene(result)
+    source, target = (cloud.to_absolute() for cloud in result.clouds)
+    moved = apply_transform(result.transformation, source)
+    truth = np.array([np.sqrt(((point - target) ** 2).sum(axis=1)).min() for point in moved[:200]])
+    np.testing.assert_allclose(scene.residuals[:200], truth, atol=1e-6)
+
+
+@pytest.mark.parametrize("offset", [0.0, 6e6])
+def test_scene_keeps_its_accuracy_far_from_the_origin(offset: float) -> None:
+    far = np.array([offset, -offset, offset / 2])
+    source = surface(500, 0) + far
+    transformation = TRUTH.copy()
+    transformation[:3, 3] += far - TRUTH[:3, :3] @ far
+    result = make(source, apply_transform(transformation, source), transformation)
+    assert build_scene(result).residuals.max() < 1e-6
+
+
+def test_clouds_that_start_far_apart_are_drawn_side_by_side_and_said_so() -> None:
+    near, far = build_scene(make()), build_scene(make(source=surface(500, 0) + np.array([2e4, 0, 0])))
+    assert near.gap is None and "apart" not in _report_page.scene_note(near)
+    assert far.gap == pytest.approx(2e4, rel=0.01)
+    assert "20,000 apart" in _report_page.scene_note(far)
+    assert np.ptp(np.concatenate([far.before, far.target]), axis=0).max() < 10
+
+
+def test_view_is_a_frame_and_looks_from_the_sensor() -> None:
+    scene = build_scene(make())
+    np.testing.assert_allclose(
+        [scene.view @ scene.view, scene.up @ scene.up, scene.view @ scene.up], [1, 1, 0], atol=1e-9
+    )
+    result = make()
+    below = replace(result.clouds[1], viewpoint=np.array([0.0, 0, -9]))
+    result.clouds = (result.clouds[0], below)
+    assert build_scene(result).view[2] < 0 < scene.view[2]
+
+
+def test_result_without_clouds_says_how_to_get_them(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"dlc_reg\.register"):
+        RegistrationResult().report(tmp_path / "page.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+def test_page_says_everything(tmp_path: Path) -> None:
+    result = make()
+    result.covariance = np.diag([1e-4, 4e-4, 9e-4, 0.01, 0.04, 0.09])
+    assert result.report(tmp_path / "page.html") == tmp_path / "page.html"
+    page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    for words in (
+        "a onto b",
+        "✓ aligned",
+        "76% of the source lies on the target",
+        "all starts agree",
+        str(Status.CONVERGED.value),
+        "Rotation 40.00°",
+        "Fitness 76.0%",
+        "Inlier RMSE 0.021",
+        "Time 0.75 s",
+        "Drawn: 3,000 of 3,000 source points",
+        "40.0000° about (0, 0, 1)",
+        "(0.3, -0.2, 0.1), length 0.3742",
+        "(0.573, 1.146, 1.719)° about x, y, z",
+        "(0.1, 0.2, 0.3) along x, y, z",
+        "0.08, 0.04",
+        "search 0.250 s",
+        f"numpy {np.__version__}",
+        "in the points’ unit",
+    ):
+        assert words in page.words, words
+    matrix = re.search(r'<pre id="matrix"[^>]*>(.*?)</pre>', (tmp_path / "page.html").read_text(encoding="utf-8"), re.S)
+    np.testing.assert_array_equal(np.loadtxt(io.StringIO(html.unescape(matrix[1]))), TRUTH)
+
+
+def test_page_asks_for_nothing_outside_itself(tmp_path: Path) -> None:
+    text = make().report(tmp_path / "page.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert all(address.startswith("data:") for address in page.addresses), page.addresses
+    policy = next(attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'") and "http" not in policy and "unsafe-eval" not in policy
+    style = re.search(r"<style>(.*?)</style>", text, re.S)
+    assert "url(" not in style[1] and "@import" not in style[1]
+
+
+def test_hostile_names_are_inert(tmp_path: Path) -> None:
+    result = make(names=(HOSTILE, HOSTILE))
+    result.verdict_reasons = [HOSTILE]
+    result.settings = {HOSTILE: HOSTILE, "nested": {"list": [HOSTILE]}}
+    result.timings = {HOSTILE: 1.0}
+    page = Page(result.report(tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert [tag for tag, _ in page.tags].count("script") == 3 and [tag for tag, _ in page.tags].count("img") == 1
+    assert page.words.count(HOSTILE) >= 6  # shown as it is
+
+
+def test_verdict_is_told_without_colour(tmp_path: Path) -> None:
+    for verdict, sign in ((Verdict.FAILED, "✕"), (Verdict.DOUBTFUL, "?"), (Verdict.AMBIGUOUS, "?")):
+        result = make()
+        result.verdict = verdict
+        words = Page(result.report(tmp_path / f"{verdict}.html").read_text(encoding="utf-8")).words
+        assert f"{sign} {verdict.value}" in words
+    result.verdict, result.verdict_reasons = None, []
+    assert "· none" in Page(result.report(tmp_path / "none.html").read_text(encoding="utf-8")).words
+
+
+def test_existing_page_is_kept_unless_told(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text("precious")
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        make().report(path)
+    assert path.read_text() == "precious"
+    assert make().report(str(path), overwrite=True).read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_a_failure_on_the_way_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "page.html"
+    path.write_text("old")
+    monkeypatch.setattr(_report_page, "page", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        make().report(path, overwrite=True)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_missing_extra_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "find_spec", lambda name: None if name == "plotly" else object())
+    with pytest.raises(ImportError, match=r'needs plotly: pip install "dlc_reg\[viz\]"'):
+        make().report(tmp_path / "page.html")
+    with pytest.raises(ImportError, match="dlc_reg"):
+        make().plot()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("degrees", [0.0, 1e-7, 40.0, 179.999, 180.0])
+def test_rotation_axis(degrees: float) -> None:
+    axis = np.array([2.0, -1, 2]) / 3
+    k = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
+    angle = np.radians(degrees)
+    rotation = np.eye(3) + np.sin(angle) * k + (1 - np.cos(angle)) * k @ k
+    found = _report_page.rotation_axis(1.7 * rotation)
+    if degrees == 180:
+        found = found * np.sign(found @ axis)
+    np.testing.assert_allclose(found, 0 if degrees == 0 else axis, atol=1e-6)
+
+
+# --- the picture -----------------------------------------------------------------------------------------------------
+def test_plot_draws_both_clouds_and_leaves_matplotlib_alone(tmp_path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    settings, backend = dict(matplotlib.rcParams), matplotlib.get_backend()
+    result = make()
+    result.verdict_reasons = ["costs $5 and $6: <b>"]  # no mathematics, no markup
+    figure = result.plot(tmp_path / "x.png")
+    assert dict(matplotlib.rcParams) == settings and matplotlib.get_backend() == backend and plt.get_fignums() == []
+    assert "aligned: costs $5 and $6: <b>" in [text.get_text() for text in figure.texts]
+    assert [axes.get_title() for axes in figure.axes] == ["before", "after"]
+    picture = Image.open(tmp_path / "x.png")
+    left, right = (
+        picture.crop((half * picture.width // 2, 0, (half + 1) * picture.width // 2, picture.height)) for half in (0, 1)
+    )
+    for half in (left, right):
+        orange, blue = count_colours(half)
+        assert orange > 2000 and blue > 2000
+
+
+@pytest.mark.parametrize("suffix", ["pdf", "svg", "jpg"])
+def test_plot_writes_other_formats(tmp_path: Path, suffix: str) -> None:
+    make().plot(tmp_path / f"x.{suffix}")
+    assert (tmp_path / f"x.{suffix}").stat().st_size > 1000
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def count_colours(image: Image.Image) -> tuple[int, int]:
+    """Pixels that are clearly orange, and clearly blue."""
+    red, _, blue = np.asarray(image.convert("RGB"), dtype=int).transpose(2, 0, 1)
+    return int((red - blue > 70).sum()), int((blue - red > 70).sum())
+
+
+# --- in a browser ----------------------------------------------------------------------------------------------------
+class Browser:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def _run(self, page: Path, *options: str) -> str:
+        command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={self.folder / 'profile'}", "--virtual-time-budget=10000"]
+        done = subprocess.run([*command, *options, page.as_uri()], capture_output=True, timeout=240)
+        return done.stdout.decode(errors="replace")
+
+    def dom(self, page: Path, *options: str) -> str:
+        return self._run(page, "--dump-dom", *options)
+
+    def shot(self, page: Path, width: int, height: int, *options: str) -> Image.Image:
+        path = self.folder / "shot.png"
+        self._run(page, f"--screenshot={path}", f"--window-size={width},{height}", *options)
+        return Image.open(path)
+
+
+@pytest.fixture
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Browser:
+    return Browser(tmp_path_factory.mktemp("chromium"))
+
+
+def root_attributes(dom: str) -> dict[str, str | None]:
+    return dict(Page(re.sub(r"<script.*?</script>", "", dom, flags=re.S)).tags[0][1])
+
+
+class TestBrowser:
+    pytestmark = browser
+
+    def test_page_draws(self, tmp_path: Path, chromium: Browser) -> None:
+        page = make(names=(HOSTILE, "b")).report(tmp_path / "page.html")
+        dom = chromium.dom(page)
+        attributes = root_attributes(dom)
+        assert attributes["data-drawn"] == "6" and attributes["data-scenes"] == "3"
+        assert "data-error" not in attributes and "data-violation" not in attributes
+        assert f"{html.escape(HOSTILE, quote=False)} onto b: aligned" in dom  # the title, neither run nor replaced
+        markup = Page(re.sub(r"<script.*?</script>", "", dom, flags=re.S))
+        assert all(not address or address.startswith(("data:", "blob:", "#")) for address in markup.addresses)
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_pixels_are_drawn(self, tmp_path: Path, chromium: Browser, scheme: str) -> None:
+        page = make().report(tmp_path / "page.html")
+        options = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
+        image = chromium.shot(page, 1200, 1300, *options)
+        corner = image.convert("L").getpixel((2, 2))
+        assert corner < 60 if scheme == "dark" else corner > 200
+        for left in (0, 600):  # before, after
+            orange, blue = count_colours(image.crop((left, 330, left + 600, 860)))
+            assert orange > 2000 and blue > 2000
+        heat = np.asarray(image.crop((0, 940, 600, 1300)).convert("RGB"), dtype=int).reshape(-1, 3)
+        assert len(np.unique(heat // 32, axis=0)) > 20  # a colour map, not a flat panel
+
+    def test_page_without_webgl_or_history_shows_the_picture(self, tmp_path: Path, chromium: Browser) -> None:
+        result = make()
+        result.history = []
+        page = result.report(tmp_path / "page.html")
+        dom = chromium.dom(page, "--disable-3d-apis")
+        attributes = root_attributes(dom)
+        assert attributes["data-drawn"] == "1" and "data-scenes" not in attributes
+        assert "drawing" not in (attributes.get("class") or "")
+        assert re.search(r'id="no-iterations">', dom)
+        orange, blue = count_colours(chromium.shot(page, 1200, 1000, "--disable-3d-apis"))
+        assert orange > 2000 and blue > 2000
+
+    def test_narrow_page_does_not_scroll_sideways(self, tmp_path: Path, chromium: Browser) -> None:
+        make(names=("a" * 80 + ".ply", "b")).report(tmp_path / "page.html")
+        frame = tmp_path / "frame.html"
+        frame.write_text(
+            "<iframe src=page.html style='width:360px;height:900px'></iframe><script>"
+            "const frame = document.querySelector('iframe'); frame.onload = () => setTimeout(() => {"
+            "const root = frame.contentDocument.documentElement;"
+            "document.title = root.scrollWidth + ' of ' + root.clientWidth }, 4000)</script>"
+        )
+        dom = chromium.dom(frame, "--allow-file-access-from-files")
+        needs, has = map(int, re.search(r"<title>(\d+) of (\d+)</title>", dom).groups())
+        assert has <= 360 and needs <= has
+
+    def test_page_prints(self, tmp_path: Path, chromium: Browser) -> None:
+        page = make().report(tmp_path / "page.html")
+        chromium._run(page, f"--print-to-pdf={tmp_path / 'page.pdf'}")
+        assert b"/Image" in (tmp_path / "page.pdf").read_bytes()  # the still stands in for the scenes
