@@ -240,8 +240,9 @@ def check_rigid(transformation: Any, argument: str, *, with_scaling: bool = Fals
     The rotation's rows have to be orthonormal to 1e-5, which numbers printed with six digits are. `with_scaling` lets a
     positive common scale pass.
     """
+    given = transformation.detach().cpu().numpy() if isinstance(transformation, Tensor) else transformation
     try:
-        matrix = np.array(transformation, dtype=np.float64)
+        matrix = np.array(given, dtype=np.float64)
     except (TypeError, ValueError) as cause:
         raise InputError(argument, type(transformation).__name__, "a 4 x 4 matrix of numbers") from cause
     if matrix.shape != (4, 4):
