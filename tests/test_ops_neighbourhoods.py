@@ -41,7 +41,9 @@ def test_voxels_keep_the_centre_of_mass(n: int, seed: int, voxel_size: float) ->
     means, inverse = ops.voxel_groups(points, voxel_size)
     assert torch.equal(inverse.unique(), torch.arange(len(means)))
     members = torch.bincount(inverse).double()[:, None]
-    torch.testing.assert_close((means.double() * members).mean(0), points.double().sum(0) / len(means), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        (means.double() * members).mean(0), points.double().sum(0) / len(means), rtol=0, atol=1e-4
+    )
     assert ((points - means[inverse]).abs() <= voxel_size * 1.001).all()
 
 

@@ -187,9 +187,7 @@ def test_powers_of_two_scale_exactly(query: torch.Tensor, points: torch.Tensor, 
 
 @settings(max_examples=40, deadline=None)
 @given(clouds, clouds, st.integers(1, 8), st.tuples(*[st.floats(-3, 3)] * 6))
-def test_rigid_motions_keep_distances(
-    query: torch.Tensor, points: torch.Tensor, k: int, xi: tuple[float, ...]
-) -> None:
+def test_rigid_motions_keep_distances(query: torch.Tensor, points: torch.Tensor, k: int, xi: tuple[float, ...]) -> None:
     x, y, z = xi[:3]
     rotation = torch.linalg.matrix_exp(torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]], dtype=torch.float64))
     move = torch.tensor(xi[3:], dtype=torch.float64)

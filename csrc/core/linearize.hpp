@@ -27,7 +27,7 @@ struct LinearizeProblem {
 };
 
 // sums: (kSums), see residuals.hpp. Points are float32, everything else is double; the sums are bit-identical for any
-// num_threads. A source point that is not finite makes the cost NaN. Searches are quickest where neighbours in `source` are neighbours in space (Morton order).
+// num_threads, and not all finite where something that was used is not. Searches are quickest where neighbours in `source` are neighbours in space (Morton order).
 void linearize(const LinearizeProblem& problem, double* sums, int num_threads);
 
 }  // namespace dlc

@@ -130,6 +130,11 @@ DLC_HD void rotate_symmetric3(const double rotation[9], const double c[6], doubl
     for (int j = i; j < 3; ++j) out[at++] = dot(rc + 3 * i, rotation + 3 * j);
 }
 
+// A covariance without inverse: no contribution, but the cost tells if it is not finite (0 * inf is NaN).
+DLC_HD void add_nothing(const double covariance[6], double* sums) {
+  for (int i = 0; i < 6; ++i) sums[kCost] += 0.0 * covariance[i];
+}
+
 // Residuals W (p - q) with W = M^(-1/2), M = C_target + R C_source R^T (Segal et al., RSS 2009; `covariance` is M). With
 // unit weights only W^T W = M^-1 matters; a robust kernel weighs the three rows of the symmetric root one by one.
 // A covariance that has no inverse contributes nothing.
@@ -138,7 +143,7 @@ DLC_HD void add_generalized(Kernel kernel, double k, const double p[3], const do
   const double d[3] = {p[0] - q[0], p[1] - q[1], p[2] - q[2]};
   if (kernel == Kernel::kL2) {
     double a[6];
-    if (!invert_symmetric3(covariance, a)) return;
+    if (!invert_symmetric3(covariance, a)) return add_nothing(covariance, sums);
     const double full[9] = {a[0], a[1], a[2], a[1], a[3], a[4], a[2], a[4], a[5]};
     double pa[9];  // row c: p x (column c of M^-1), so that pa^T is hat(p) M^-1
     for (int c = 0; c < 3; ++c) cross(p, full + 3 * c, pa + 3 * c);
@@ -163,7 +168,7 @@ DLC_HD void add_generalized(Kernel kernel, double k, const double p[3], const do
   }
   double values[3], vectors[9], root[9] = {};
   eig3(covariance, values, vectors);
-  if (!(values[0] > 0.0)) return;
+  if (!(values[0] > 0.0)) return add_nothing(covariance, sums);
   for (int e = 0; e < 3; ++e) {
     const double scale = 1.0 / std::sqrt(values[e]);
     for (int r = 0; r < 3; ++r)
