@@ -1,3 +1,23 @@
 """Point cloud registration that says when it can be trusted, and Deep Loss Convexification."""
 
+from dlc_reg import manifold, ops
+from dlc_reg.api import RegistrationResult, Verdict, register
+from dlc_reg.errors import InputError
+from dlc_reg.geometry import PointCloud
+from dlc_reg.iterate import Solution, Status, Termination, iterate
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "InputError",
+    "PointCloud",
+    "RegistrationResult",
+    "Solution",
+    "Status",
+    "Termination",
+    "Verdict",
+    "iterate",
+    "manifold",
+    "ops",
+    "register",
+]

@@ -38,11 +38,11 @@ void bind_hypotheses(nb::module_& module) {
                               pointer<double>(poses), pointer<int64_t>(support), num_threads);
   });
   module.def("judge_poses", [](const dlc::Surface& source, const dlc::Surface& target, Address poses, int64_t n,
-                               float distance, float normal_cosine, bool oriented, float free_near, float free_far,
-                               int64_t samples, Address out, int num_threads) {
+                               float distance, float normal_cosine, bool oriented, float free_margin, int64_t samples,
+                               Address out, int num_threads) {
     nb::gil_scoped_release release;
     dlc::judge_poses(source, target, pointer<double>(poses), n,
-                     {distance, normal_cosine, oriented, free_near, free_far, samples}, pointer<double>(out),
+                     {distance, normal_cosine, oriented, free_margin, samples}, pointer<double>(out),
                      num_threads);
   });
   module.def("refine_poses", [](const dlc::Surface& source, const dlc::Surface& target, Address poses, int64_t n,

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "core/linalg.hpp"
@@ -12,6 +13,9 @@ namespace dlc {
 namespace {
 
 using Word = uint64_t;
+
+constexpr int64_t kRound = 32;           // seeds grown before what they explain is taken out
+constexpr int64_t kWellSupported = 60;  // matches that a pose must explain for its seeds to be taken out
 
 inline int count_bits(Word w) {
 #if defined(__GNUC__) || defined(__clang__)
@@ -45,11 +49,23 @@ void for_each_bit(const Word* row, int64_t words, Function&& function) {
     }
 }
 
-inline int common(const Word* a, const Word* b, int64_t words) {
+int common_plain(const Word* a, const Word* b, int64_t words) {
   int c = 0;
   for (int64_t w = 0; w < words; ++w) c += count_bits(a[w] & b[w]);
   return c;
 }
+
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+// The plain x86-64 target has no popcnt instruction, which is most of the work here.
+__attribute__((target("popcnt"))) int common_popcnt(const Word* a, const Word* b, int64_t words) {
+  int c = 0;
+  for (int64_t w = 0; w < words; ++w) c += __builtin_popcountll(a[w] & b[w]);
+  return c;
+}
+const auto common = __builtin_cpu_supports("popcnt") ? common_popcnt : common_plain;
+#else
+constexpr auto common = common_plain;
+#endif
 
 BitMatrix compatibility(const float* p, const float* q, int64_t n, double tolerance, int num_threads) {
   BitMatrix graph(n);
@@ -146,26 +162,30 @@ int64_t propose_poses(const float* p, const float* q, int64_t n, const Consensus
   const BitMatrix graph = compatibility(p, q, n, options.tolerance, num_threads);
   const auto seeds = choose_seeds(p, triangles(graph, num_threads), options.tolerance, options.max_seeds);
   const int64_t m = static_cast<int64_t>(seeds.size());
-  std::vector<char> good(m, 0);
-  parallel_for(m, 8, num_threads, [&](int64_t begin, int64_t end) {
-    for (int64_t s = begin; s < end; ++s) {
-      double* pose = poses + 16 * s;
-      if (!fit(p, q, grow_clique(graph, seeds[s], options.max_clique), pose)) continue;
-      const auto inside = supporters(p, q, n, pose, options.tolerance);
-      double refit[16];
-      if (fit(p, q, inside, refit)) {
-        const auto again = supporters(p, q, n, refit, options.tolerance);
-        if (again.size() >= inside.size()) {
-          std::copy(refit, refit + 16, pose);
-          support[s] = static_cast<int64_t>(again.size());
-          good[s] = 1;
-          continue;
-        }
+  std::vector<char> good(m, 0), covered(n, 0);
+  std::vector<std::vector<int64_t>> inside(m);
+  // In rounds: a seed that a well supported pose already explains would only find that pose again.
+  for (int64_t round = 0; round < m; round += kRound) {
+    const int64_t size = std::min(kRound, m - round);
+    parallel_for(size, 4, num_threads, [&](int64_t begin, int64_t end) {
+      for (int64_t s = round + begin; s < round + end; ++s) {
+        double *pose = poses + 16 * s, refit[16];
+        if (covered[seeds[s]] || !fit(p, q, grow_clique(graph, seeds[s], options.max_clique), pose)) continue;
+        inside[s] = supporters(p, q, n, pose, options.tolerance);
+        good[s] = 1;
+        if (!fit(p, q, inside[s], refit)) continue;
+        auto again = supporters(p, q, n, refit, options.tolerance);
+        if (again.size() < inside[s].size()) continue;
+        std::copy(refit, refit + 16, pose);
+        inside[s] = std::move(again);
       }
-      support[s] = static_cast<int64_t>(inside.size());
-      good[s] = 1;
+    });
+    for (int64_t s = round; s < round + size; ++s) {
+      support[s] = static_cast<int64_t>(inside[s].size());
+      if (support[s] < kWellSupported) continue;
+      for (int64_t i : inside[s]) covered[i] = 1;
     }
-  });
+  }
   int64_t kept = 0;
   for (int64_t s = 0; s < m; ++s)
     if (good[s]) {  // compact in place

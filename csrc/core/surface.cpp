@@ -169,7 +169,7 @@ OneWay judge(const Surface& moving, const Surface& fixed, const double pose[16],
     float clear;
     if (!fixed.depth_maps.empty() && fixed.depth_maps[0].clearance(q, clear)) {
       ++result.seen;
-      result.violations += clear > o.free_near && clear < o.free_far;
+      result.violations += clear > o.free_margin;
     }
   }
   result.overlap = static_cast<double>(inside) / static_cast<double>(n);

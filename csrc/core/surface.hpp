@@ -59,7 +59,7 @@ struct JudgeOptions {
   float distance;       // an overlapping point has the other cloud within this
   float normal_cosine;  // and a normal that agrees (0: not asked)
   bool oriented;        // normals have signs
-  float free_near, free_far;  // a point that floats between these before a seen surface contradicts free space
+  float free_margin;    // a point that floats further than this before a seen surface contradicts free space
   int64_t samples;      // points looked at in each cloud
 };
 

@@ -23,7 +23,13 @@ from dlc_reg.ops._hypotheses import (
     refine_poses,
 )
 from dlc_reg.ops._linearize import KERNELS, KINDS, Linearization, Moments, linearize
-from dlc_reg.ops._neighbourhoods import estimate_covariances, estimate_normals, voxel_downsample, voxel_groups
+from dlc_reg.ops._neighbourhoods import (
+    estimate_covariances,
+    estimate_normals,
+    morton_order,
+    voxel_downsample,
+    voxel_groups,
+)
 from dlc_reg.ops._search import SearchIndex, knn, radius_search
 
 __all__ = [
@@ -40,6 +46,7 @@ __all__ = [
     "judge_poses",
     "knn",
     "linearize",
+    "morton_order",
     "mutual_matches",
     "nearest_features",
     "propose_poses",

@@ -87,6 +87,13 @@ def voxel_groups(points: Tensor, voxel_size: float, num_threads: int) -> tuple[T
     return means[:m].clone().to(points.device), inverse.to(points.device)
 
 
+def morton_order(points: Tensor, num_threads: int) -> Tensor:
+    p = host("points", points)
+    order = torch.empty(len(p), dtype=torch.int64)
+    _core.morton_order(p.data_ptr(), len(p), order.data_ptr(), num_threads)
+    return order.to(points.device)
+
+
 def tree_geometry(tree: _core.KdTree, points: Tensor, k: int, limit: float, num_threads: int) -> tuple[Tensor, Tensor]:
     normals = torch.empty((len(points), 3))
     covariances = torch.empty((len(points), 6))

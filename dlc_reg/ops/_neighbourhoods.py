@@ -39,6 +39,15 @@ def voxel_downsample(points: ArrayT, voxel_size: float, *, num_threads: int | No
     return voxel_groups(points, voxel_size, num_threads=num_threads)[0]
 
 
+def morton_order(points: ArrayT, *, num_threads: int | None = None) -> ArrayT:
+    """Indices (N,) int64 that sort points (N, 3) along the Morton curve: near in the order is near in space.
+
+    Queries in this order find the search tree's nodes in the cache. Equal codes keep their order.
+    """
+    p = _validate.points("points", points, allow_empty=True)
+    return _validate.like(points, _library.morton_order(p, _validate.threads(num_threads)))
+
+
 @overload
 def estimate_normals(
     points: ArrayT, k: int = ..., *, max_distance: float | None = ..., num_threads: int | None = ...

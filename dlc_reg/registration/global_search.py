@@ -1,15 +1,15 @@
 """Classical, deterministic global start: features, matches, poses from compatible matches, the distinct best refined.
 
 Making hypotheses is easy and choosing among them is what pays, so the choice rests on overlap, matches and, where the
-sensors' viewpoints are known, free space together.
+sensors' viewpoints are known, free space together. All poses here map local source to local target coordinates.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,41 +18,156 @@ from dlc_reg.geometry import PointCloud
 
 WORKING_POINTS = 4500  # the working voxel size leaves about so many points in the larger cloud
 MAX_MATCHES = 2000
-SEEDS = 300
+MAX_SEEDS = 300
 DISTINCT_POSES = 40
+DISTINCT_ANGLE = math.radians(10)
+DISTINCT_VOXELS = 3.0
+NORMAL_COSINE = 0.8
+BIN_ANGLE = 0.03  # [rad] of a depth map, unless the points lie further apart than that
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A cloud thinned to the working voxel size and to half of it, in its own local frame."""
+class Thinned:
+    """A cloud thinned to the working voxel size and to half of it; its descriptors are of the coarse points."""
 
     coarse: ops.Surface
     fine: ops.Surface
-    features: Tensor  # (N, 33), of the coarse points
-    oriented: bool
-    center: Tensor  # (3,) float64, mean of the coarse points
+    index: ops.SearchIndex  # of the coarse points
+    features: Tensor  # (N, 33)
+
+    @cached_property
+    def center(self) -> Tensor:
+        """(3,) float64: the mean of the coarse points."""
+        return self.coarse.points.double().mean(0)
+
+    @staticmethod
+    def prepare(cloud: PointCloud, voxel: float, *, oriented: bool, num_threads: int | None = None) -> Thinned:
+        """`oriented` turns the normals to the cloud's viewpoint, and remembers what was seen from there."""
+        eye = cloud.local_viewpoint if oriented else None
+        surfaces, indices = [], []
+        for size in (voxel, voxel / 2):
+            points = ops.voxel_downsample(cloud.points, size, num_threads=num_threads)
+            indices.append(ops.SearchIndex(points, num_threads=num_threads))
+            normals = ops.estimate_normals(indices[-1], k=20, num_threads=num_threads)
+            bin_angle = BIN_ANGLE
+            if eye is not None:
+                rays = points - eye
+                normals = torch.where(((rays * normals).sum(1) > 0)[:, None], -normals, normals)
+                bin_angle = max(bin_angle, 1.5 * voxel / max(float(rays.norm(dim=1).median()), 5 * voxel))
+            surfaces.append(ops.Surface(points, normals, cell=size, reach=2.5 * size, eye=eye, bin_angle=bin_angle))
+        coarse, fine = surfaces
+        features = ops.fpfh(indices[0], coarse.normals, 5 * voxel, oriented=oriented, num_threads=num_threads)
+        return Thinned(coarse, fine, indices[0], features)
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Refined poses T_target_source in local frames, best first, with the evidence for each; every field is (K, ...)."""
+    """Poses (K, 4, 4) float64, best first, with the evidence for each: every other field is (K,) float64."""
 
-    poses: Tensor  # (K, 4, 4) float64
+    poses: Tensor
     scores: Tensor
-    source_overlap: Tensor
+    source_overlap: Tensor  # share of the source's points that have the target's surface near, and the reverse
     target_overlap: Tensor
-    matches: Tensor
-    violations: Tensor
-    closeness: Tensor
+    closeness: Tensor  # mean over the overlap of 1 - (distance / limit)^2
+    violations: Tensor  # share of points that float before a surface the other sensor saw; -1 where that is unknown
+    matches: Tensor  # feature matches that the pose explains
+
+    @property
+    def overlap(self) -> Tensor:
+        """(K,): the mean of both clouds' overlaps."""
+        return 0.5 * (self.source_overlap + self.target_overlap)
 
     def __len__(self) -> int:
         return len(self.poses)
 
+    def __getitem__(self, rows: Tensor | slice | list[int]) -> Candidates:
+        return Candidates(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+    def without_near(self, pose: Tensor, center: Tensor, angle: float, shift: float) -> Candidates:
+        """Those that differ from `pose` (4, 4) by more than `angle` [rad] or move `center` by more than `shift`."""
+        return self[~_near(self.poses, pose[None], center, angle, shift)[:, 0]]
+
+
+@dataclass(frozen=True)
+class GlobalSearch:
+    """Two thinned clouds and their mutual feature matches (rows of `p`, `q`, (M, 3) float32, belong together)."""
+
+    source: Thinned
+    target: Thinned
+    voxel: float
+    oriented: bool
+    p: Tensor
+    q: Tensor
+    num_threads: int | None = None
+
+    @staticmethod
+    def prepare(
+        source: PointCloud, target: PointCloud, voxel: float, *, num_threads: int | None = None
+    ) -> GlobalSearch:
+        """Viewpoints are used where both are known: signs of normals compare only then."""
+        oriented = source.viewpoint is not None and target.viewpoint is not None
+        a, b = (Thinned.prepare(c, voxel, oriented=oriented, num_threads=num_threads) for c in (source, target))
+        pairs, squared = ops.mutual_matches(a.features, b.features, num_threads=num_threads)
+        pairs = pairs[squared.argsort(stable=True)[:MAX_MATCHES]]
+        p, q = a.coarse.points[pairs[:, 0]], b.coarse.points[pairs[:, 1]]
+        return GlobalSearch(a, b, voxel, oriented, p, q, num_threads)
+
+    def candidates(self, starts: Tensor | None = None) -> Candidates:
+        """The distinct best of the poses that the matches propose and of `starts` (S, 4, 4), refined; best first."""
+        poses, _ = ops.propose_poses(
+            self.p, self.q, 2 * self.voxel, max_seeds=MAX_SEEDS, num_threads=self.num_threads
+        )
+        if starts is not None:
+            poses = torch.cat([starts, poses])
+        judged = self.judge(poses, self.source.coarse, self.target.coarse, 2 * self.voxel)
+        chosen = _distinct(judged, self.source.center, DISTINCT_VOXELS * self.voxel)
+        return self.judge(self.refine(judged.poses[chosen]))
+
+    def refine(self, poses: Tensor) -> Tensor:
+        """Point-to-plane, first on the coarse and then on the fine points."""
+        common = {"oriented": self.oriented, "num_threads": self.num_threads}
+        v, source, target = self.voxel, self.source, self.target
+        poses = ops.refine_poses(
+            source.coarse, target.coarse, poses, iterations=10, first_distance=2.5 * v, last_distance=1.5 * v, **common
+        )
+        return ops.refine_poses(
+            source.fine, target.fine, poses, iterations=4, first_distance=1.2 * v, last_distance=0.8 * v, samples=2000,
+            **common,
+        )  # fmt: skip
+
+    def judge(
+        self,
+        poses: Tensor,
+        source: ops.Surface | None = None,
+        target: ops.Surface | None = None,
+        distance: float | None = None,
+    ) -> Candidates:
+        """Scores `poses` (K, 4, 4), best first: log overlap + half log matches - 1.5 log free-space violations.
+
+        Overlap is within `distance` on `source` and `target`; by default within a voxel on the fine surfaces.
+        """
+        j = ops.judge_poses(
+            source or self.source.fine,
+            target or self.target.fine,
+            poses,
+            distance=distance or self.voxel,
+            normal_cosine=NORMAL_COSINE,
+            oriented=self.oriented,
+            free_margin=2 * self.voxel,
+            num_threads=self.num_threads,
+        )
+        moved = torch.einsum("kij,nj->kni", poses[:, :3, :3].float(), self.p) + poses[:, None, :3, 3].float()
+        matches = ((moved - self.q).square().sum(-1) < (2 * self.voxel) ** 2).sum(1).double()
+        overlap = 0.5 * (j.source_overlap + j.target_overlap)
+        scores = (overlap + 0.01).log() + 0.5 * (matches + 1).log()
+        scores = scores - 1.5 * torch.where(j.violations < 0, 0.0, (j.violations.clamp(min=0) + 0.02).log())
+        every = Candidates(poses, scores, j.source_overlap, j.target_overlap, j.closeness, j.violations, matches)
+        return every[scores.argsort(descending=True, stable=True)]
+
 
 def working_voxel_size(*clouds: PointCloud) -> float:
     """The voxel size that leaves about `WORKING_POINTS` in the largest cloud, and never less than the spacing."""
-    spacing = max(c.spacing for c in clouds)
-    return max(1.5 * spacing, *(_voxel_size_for(c.points, WORKING_POINTS) for c in clouds))
+    return max(1.5 * max(c.spacing for c in clouds), *(_voxel_size_for(c.points, WORKING_POINTS) for c in clouds))
 
 
 def _voxel_size_for(points: Tensor, count: int) -> float:
@@ -70,95 +185,25 @@ def _voxel_size_for(points: Tensor, count: int) -> float:
     return high
 
 
-def prepare(cloud: PointCloud, voxel: float, *, oriented: bool, num_threads: int | None = None) -> Prepared:
-    """Thins, finds normals (turned to the viewpoint where `oriented`) and descriptors."""
-    eye = None if not oriented or cloud.viewpoint is None else cloud.viewpoint - cloud.origin
-    surfaces = []
-    for size in (voxel, voxel / 2):
-        points = ops.voxel_downsample(cloud.points, size, num_threads=num_threads)
-        index = ops.SearchIndex(points, num_threads=num_threads)
-        normals = ops.estimate_normals(points, k=20, num_threads=num_threads)
-        if eye is not None:
-            away = ((points - torch.as_tensor(eye, dtype=points.dtype)) * normals).sum(1) > 0
-            normals = torch.where(away[:, None], -normals, normals)
-        depth = (points - torch.as_tensor(eye if eye is not None else np.zeros(3), dtype=points.dtype)).norm(dim=1)
-        bin_angle = max(0.03, 1.5 * voxel / max(float(depth.median()), voxel))
-        surface = ops.Surface(points, normals, cell=size, reach=2.5 * size, eye=eye, bin_angle=min(bin_angle, 0.3))
-        surfaces.append((surface, index))
-    (coarse, index), (fine, _) = surfaces
-    features = ops.fpfh(index, coarse.normals, 5 * voxel, oriented=oriented, num_threads=num_threads)
-    return Prepared(coarse, fine, features, oriented, coarse.points.double().mean(0))
+def _near(a: Tensor, b: Tensor, center: Tensor, angle: float, shift: float) -> Tensor:
+    """(A, B): whether poses a and b turn alike within `angle` and move `center` alike within `shift`."""
+    cosine = (torch.einsum("aij,bij->ab", a[:, :3, :3], b[:, :3, :3]) - 1) / 2
+    at_a, at_b = (t[:, :3, :3] @ center + t[:, :3, 3] for t in (a, b))
+    return (cosine > math.cos(angle)) & (torch.cdist(at_a, at_b, compute_mode="donot_use_mm_for_euclid_dist") < shift)
 
 
-def search(
-    source: Prepared, target: Prepared, voxel: float, *, starts: Tensor | None = None, num_threads: int | None = None
-) -> Candidates:
-    """Hypotheses from matches and from `starts` (S, 4, 4); the distinct best refined, judged and sorted."""
-    pairs, squared = ops.mutual_matches(source.features, target.features, num_threads=num_threads)
-    pairs = pairs[squared.argsort(stable=True)[:MAX_MATCHES]]
-    p, q = source.coarse.points[pairs[:, 0]], target.coarse.points[pairs[:, 1]]
-    poses, _ = ops.propose_poses(p, q, 2 * voxel, max_seeds=SEEDS, num_threads=num_threads)
-    if starts is not None:
-        poses = torch.cat([starts, poses])
-    first = judge(source.coarse, target.coarse, poses, p, q, voxel, voxel, source.oriented, num_threads)
-    chosen = distinct(first, source.center, 3 * voxel, DISTINCT_POSES)
-    poses = first.poses[chosen]
-    refined = ops.refine_poses(
-        source.coarse, target.coarse, poses, iterations=10, first_distance=2.5 * voxel, last_distance=1.5 * voxel,
-        oriented=source.oriented, num_threads=num_threads,
-    )  # fmt: skip
-    refined = ops.refine_poses(
-        source.fine, target.fine, refined, iterations=4, first_distance=1.2 * voxel, last_distance=0.8 * voxel,
-        oriented=source.oriented, samples=2000, num_threads=num_threads,
-    )  # fmt: skip
-    return judge(source.fine, target.fine, refined, p, q, voxel, voxel / 2, source.oriented, num_threads)
-
-
-def judge(
-    source: ops.Surface,
-    target: ops.Surface,
-    poses: Tensor,
-    p: Tensor,
-    q: Tensor,
-    voxel: float,
-    size: float,
-    oriented: bool,
-    num_threads: int | None = None,
-) -> Candidates:
-    """Scores poses by overlap at distance 2 `size`, consistent matches (p, q) and free space; best first."""
-    j = ops.judge_poses(
-        source, target, poses, distance=2 * size, normal_cosine=0.8, oriented=oriented,
-        free_near=2 * voxel, free_far=float("inf"), num_threads=num_threads,
-    )  # fmt: skip
-    moved = torch.einsum("kij,nj->kni", poses[:, :3, :3].float(), p) + poses[:, None, :3, 3].float()
-    matches = ((moved - q).square().sum(-1) < (2 * voxel) ** 2).sum(1).double()
-    overlap = 0.5 * (j.source_overlap + j.target_overlap)
-    scores = (overlap + 0.01).log() + 0.5 * (matches + 1).log()
-    scores = scores - 1.5 * torch.where(j.violations < 0, 0.0, (j.violations.clamp(min=0) + 0.02).log())
-    order = scores.argsort(descending=True, stable=True)
-    return Candidates(
-        poses[order], scores[order], j.source_overlap[order], j.target_overlap[order],
-        matches[order], j.violations[order], j.closeness[order],
-    )  # fmt: skip
-
-
-def distinct(candidates: Candidates, center: Tensor, shift: float, count: int, angle: float = math.radians(10)) -> list[int]:
-    """Indices of at most `count` poses that differ by `angle` [rad] or `shift`, taken by score and by matches in turn."""
-    rotations, at = candidates.poses[:, :3, :3], candidates.poses[:, :3, :3] @ center + candidates.poses[:, :3, 3]
-    cosine = (torch.einsum("aij,bij->ab", rotations, rotations) - 1) / 2
-    near = (cosine > math.cos(angle)) & (torch.cdist(at, at) < shift)
-    queues = [range(len(candidates)), candidates.matches.argsort(descending=True, stable=True).tolist()]
-    taken: list[int] = []
+def _distinct(candidates: Candidates, center: Tensor, shift: float) -> list[int]:
+    """Rows of at most `DISTINCT_POSES` poses that differ, taken by score and by matches in turn."""
+    near = _near(candidates.poses, candidates.poses, center, DISTINCT_ANGLE, shift)
+    queues = [iter(range(len(candidates))), iter(candidates.matches.argsort(descending=True, stable=True).tolist())]
     blocked = torch.zeros(len(candidates), dtype=torch.bool)
-    iterators = [iter(queue) for queue in queues]
-    turn = 0
-    exhausted = 0
-    while len(taken) < count and exhausted < len(iterators):
-        pick = next((i for i in iterators[turn % 2] if not blocked[i]), None)
-        turn += 1
+    taken: list[int] = []
+    while queues and len(taken) < DISTINCT_POSES:
+        queue = queues.pop(0)
+        pick = next((i for i in queue if not blocked[i]), None)
         if pick is None:
-            exhausted += 1
             continue
         taken.append(pick)
         blocked |= near[pick]
+        queues.append(queue)
     return taken

