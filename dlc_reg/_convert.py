@@ -72,24 +72,25 @@ def _from_trimesh(obj: Any, argument: str) -> RawCloud | Surface:
 
 
 def _from_open3d(obj: Any, argument: str) -> RawCloud | Surface:
-    if hasattr(obj, "points"):  # legacy PointCloud
+    kind, tensor = type(obj).__name__, ".t." in f"{type(obj).__module__}."
+    if kind == "PointCloud" and not tensor:
         return RawCloud(
             np.array(obj.points, np.float64),
             np.array(obj.normals, np.float64) if obj.has_normals() else None,
             np.array(obj.colors, np.float64) if obj.has_colors() else None,
             np.array(obj.covariances, np.float64) if obj.has_covariances() else None,
         )
-    if hasattr(obj, "point"):  # tensor PointCloud
+    if kind == "PointCloud":
         normals, colors = (_attribute(obj.point, key) for key in ("normals", "colors"))
         return RawCloud(_positions(obj.point, argument), normals, colors)
-    if hasattr(obj, "triangles") and hasattr(obj, "vertices"):  # legacy TriangleMesh
+    if kind != "TriangleMesh":
+        raise InputError(argument, f"an Open3D {kind}", _ACCEPTED)
+    if not tensor:
         vertices, triangles = np.array(obj.vertices, np.float64), np.array(obj.triangles, np.int64)
-    elif hasattr(obj, "vertex") and hasattr(obj, "triangle"):  # tensor TriangleMesh
+    else:
         vertices = _positions(obj.vertex, argument)
         indices = obj.triangle["indices"].cpu().numpy() if "indices" in obj.triangle else ()
         triangles = np.array(indices, np.int64)
-    else:
-        raise InputError(argument, f"an Open3D {type(obj).__name__}", _ACCEPTED)
     return Surface(vertices, triangles) if len(triangles) else RawCloud(vertices)
 
 

@@ -134,7 +134,7 @@ def _load_array(stream: Any, size: int) -> npt.NDArray[Any]:
     shape, _, dtype = read_header(stream)
     if dtype.hasobject:
         raise ValueError("it holds pickled Python objects, which are never loaded; save numbers")
-    if math.prod(shape) * dtype.itemsize > size:
+    if math.prod(shape) * dtype.itemsize > size - stream.tell():
         raise ValueError(f"truncated: the header promises shape {shape} of {dtype}, and the file has {size} bytes")
     stream.seek(0)
     array: npt.NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
@@ -179,8 +179,10 @@ def _read_text(stream: BinaryIO, size: int, suffix: str) -> RawCloud:
         promised, lines = int(words[0]), lines[1:]
     elif not _is_number(words[0]):
         names, lines = [w.strip("\"'").lower() for w in words], lines[1:]
-    delimiter = next((c for c in ",;" if lines and c in lines[0]), None)
-    table = np.loadtxt(lines, delimiter=delimiter, ndmin=2) if lines else np.empty((0, 3))
+    if not lines:
+        raise ValueError("it has no line of numbers")
+    delimiter = next((c for c in ",;" if c in lines[0]), None)
+    table = np.loadtxt(lines, delimiter=delimiter, ndmin=2)
     if promised not in (None, len(table)):
         raise ValueError(f"truncated: {len(table)} of {promised} points")
     if table.shape[1] < 3:

@@ -70,8 +70,8 @@ class PointCloud:
         """Makes a cloud of whatever holds points, and checks it.
 
         Args:
-            obj: A path (see `dlc_reg.io.read`); an array, tensor or nested sequence of shape (N, 3), integers or any float,
-                on any device; an Open3D cloud or mesh, legacy or tensor; a trimesh mesh, cloud or scene; a
+            obj: A path (see `dlc_reg.io.read`); an array, tensor or nested sequence of shape (N, 3), integers or any
+                float, on any device; an Open3D cloud or mesh, legacy or tensor; a trimesh mesh, cloud or scene; a
                 `RawCloud`; a `PointCloud`, which is returned as it is. Meshes are sampled on their surface.
             name: The caller's name of the argument, for messages.
             viewpoint: Where the sensor stood, (3,) in the cloud's own frame; it goes before the file's.
@@ -81,8 +81,8 @@ class PointCloud:
         Given normals are normalised, and ignored as a whole when some are zero or not finite.
 
         Raises:
-            InputError: Not a cloud, unreadable, wrong shape or dtype, non-finite or absurdly large or small coordinates,
-                fewer than 3 points, all points equal or on one line.
+            InputError: Not a cloud, unreadable, wrong shape or dtype, non-finite or absurdly large or small
+                coordinates, fewer than 3 points, all points equal or on one line.
         """
         stood = None if viewpoint is None else check_viewpoint(viewpoint, f"{name}_viewpoint")
         if isinstance(obj, PointCloud):
@@ -240,10 +240,7 @@ def _check_spread(points: Array, argument: str) -> None:
             argument, f"a cloud {extent:.3g} wide", f"at least {1 / MAX_MAGNITUDE:.0e}: use a smaller unit"
         )
     centred = (points - points.mean(axis=0)) / extent
-    spread = np.sqrt(np.linalg.eigvalsh(centred.T @ centred).clip(min=0))
-    # the eigenvalues of the product lose half the digits: near the limit only the points themselves can tell
-    if spread[1] < 100 * COLLINEAR * spread[2]:
-        spread = np.linalg.svd(centred, compute_uv=False)[::-1]
+    spread = np.sqrt(np.linalg.eigvalsh(centred.T @ centred).clip(min=0))  # right to 1e-8: the limit's square is 1e-12
     if spread[1] <= COLLINEAR * spread[2]:
         raise InputError(argument, f"{len(points)} points on one line", "points spread over a surface")
 

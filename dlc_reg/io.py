@@ -94,7 +94,8 @@ def write(
     """Writes a cloud as .ply or .pcd (binary), .xyz or .txt (text), .npy (points only) or .npz, whole or not at all.
 
     Coordinates are float32 where that is exact or rounds by no more than 2^-23 of the extent, else float64; NPY and NPZ
-    always hold float64.
+    always hold float64. PCL and Open3D know PCD's coordinates as float32 only (they read float64 as zeros), so a cloud
+    that float32 would round by more than 1e-6 of its extent is refused as .pcd.
 
     Args:
         path: The file to make; `~` is expanded.
@@ -105,7 +106,8 @@ def write(
         argument: What the caller calls this path, for the error's text.
 
     Raises:
-        InputError: Unknown suffix, existing file, or a place that cannot be written to.
+        InputError: Unknown suffix, existing file, a place that cannot be written to, or coordinates that are too far
+            from the origin for .pcd.
     """
     file = _expand(path, argument)
     suffix = file.suffix.lower()
@@ -127,6 +129,8 @@ def write(
     except OSError as error:
         remedy = "a folder that exists and can be written to"
         raise InputError(argument, f"'{file}': {error.strerror or error}", remedy) from error
+    except _LossError as error:
+        raise InputError(argument, f"'{file}' for {error}", "a suffix that holds float64, such as .ply") from None
     finally:
         draft.unlink(missing_ok=True)
 
@@ -189,13 +193,25 @@ def _is_binary_stl(head: bytes, size: int) -> bool:
     return len(head) >= 84 and size == 84 + 50 * int(struct.unpack_from("<I", head, 80)[0])
 
 
+class _LossError(Exception):
+    """A format that cannot hold these coordinates."""
+
+
 # --- writers: (stream, points, normals, colors) ----------------------------------------------------------------------
 def _coordinate_type(points: Array) -> str:
     rounded = points.astype(np.float32)
     if len(points) == 0 or (rounded == points).all():
         return "f4"
-    extent = np.linalg.norm(np.nanmax(points, axis=0) - np.nanmin(points, axis=0))
-    return "f4" if np.nanmax(np.abs(points)) <= 2 * extent else "f8"
+    return "f4" if _largest(points) <= 2 * _extent(points) else "f8"
+
+
+def _extent(points: Array) -> float:
+    finite = points[np.isfinite(points).all(axis=1)]
+    return float(np.linalg.norm(np.ptp(finite, axis=0))) if len(finite) else 0.0
+
+
+def _largest(values: Array) -> float:
+    return float(np.abs(values[np.isfinite(values)]).max(initial=0))
 
 
 def _columns(points: Array, normals: Array | None, colors: Array | None) -> dict[str, npt.NDArray[Any]]:
@@ -213,6 +229,11 @@ def _write_ply(stream: BinaryIO, points: Array, normals: Array | None, colors: A
 
 def _write_pcd(stream: BinaryIO, points: Array, normals: Array | None, colors: Array | None) -> None:
     columns = _columns(points, normals, colors)
+    single = points.astype(np.float32)
+    finite = np.isfinite(points)
+    if _largest(single[finite] - points[finite]) > 1e-6 * _extent(points):
+        raise _LossError(f"coordinates up to {_largest(points):.3g}, which .pcd would round")
+    columns |= dict(zip("xyz", single.T, strict=True))
     if colors is not None:
         red, green, blue = (columns.pop(name).astype("u4") for name in ("red", "green", "blue"))
         columns["rgb"] = (red << 16 | green << 8 | blue).view("f4")  # as PCL packs it

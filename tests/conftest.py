@@ -1,0 +1,58 @@
+"""Fixtures that any test may use: real scans with their truth, seeds, and Hypothesis's profiles."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", parent=settings.get_profile("dev"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+class BunnyPair(NamedTuple):
+    source: np.ndarray  # bun045 (N, 3) float64, metres
+    target: np.ndarray  # bun000 (M, 3)
+    T_target_source: np.ndarray  # (4, 4), good to about 0.5 mm
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The development data, which is not part of the project."""
+    folder = Path(os.environ.get("DLC_REG_SHARED", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"development data not at {folder} (set DLC_REG_SHARED)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def samples() -> dict[str, Path]:
+    """Paths of the samples that ship: source, target and truth of the bunny."""
+    folder = ROOT / "datasets" / "samples" / "bunny"
+    return {"source": folder / "bun045.ply", "target": folder / "bun000.ply", "truth": folder / "truth.json"}
+
+
+@pytest.fixture(scope="session")
+def bunny_pair(samples: dict[str, Path]) -> BunnyPair:
+    from dlc_reg.io import read
+
+    truth = json.loads(samples["truth"].read_text())
+    pair = BunnyPair(
+        read(samples["source"]).points, read(samples["target"]).points, np.array(truth["T_target_source"], float)
+    )
+    for array in pair:
+        array.setflags(write=False)  # shared by all tests
+    return pair
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
