@@ -114,7 +114,7 @@ def prepare_pair(
 
 def drop_non_finite(source: Cloud) -> tuple[Cloud, NDArray[np.int64] | None]:
     """The source without its non-finite points (said in a warning), and the indices of the points kept."""
-    finite = np.isfinite(source.points).all(axis=1)
+    finite = np.asarray(np.isfinite(source.points).all(axis=1))
     if finite.all():
         return source, None
     warnings.warn(
@@ -164,7 +164,8 @@ def covariances_from_normals(cloud: Cloud, epsilon: float) -> Cloud:
 def _to_local(cloud: Cloud, name: str) -> PointCloud:
     points = cloud.points
     # scans are often stored as float32 near the origin: those stay exactly as they are
-    exact = np.array_equal(points, points.astype(np.float32)) and np.abs(points).max(initial=0.0) <= 4 * _extent(points)
+    near = bool(np.abs(points).max(initial=0.0) <= 4 * _extent(points))
+    exact = near and np.array_equal(points, points.astype(np.float32))
     origin = np.zeros(3) if exact or not len(points) else points.mean(axis=0)
     covariances = None if cloud.covariances is None else cloud.covariances.reshape(-1, 9)[:, [0, 1, 2, 4, 5, 8]]
     return PointCloud(

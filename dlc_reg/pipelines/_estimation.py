@@ -115,8 +115,6 @@ class TukeyLoss(_ScaledKernel):
 class TransformationEstimation:
     """Base of the estimation methods."""
 
-    kernel: RobustKernel
-
     def __init__(self) -> None:
         if type(self) is TransformationEstimation:
             raise TypeError("TransformationEstimation is abstract: use one of the TransformationEstimation... classes")
@@ -196,7 +194,7 @@ class _KernelEstimation(TransformationEstimation):
         self.kernel = L2Loss() if kernel is None else kernel
 
     @property
-    def kernel(self) -> RobustKernel:  # type: ignore[override]
+    def kernel(self) -> RobustKernel:
         """Robust kernel used in the optimisation."""
         return self._kernel
 
@@ -292,6 +290,10 @@ class ICPConvergenceCriteria:
     The changes are absolute (the second in the points' unit), whatever the names say: Open3D's arithmetic.
     """
 
+    relative_fitness: float
+    relative_rmse: float
+    max_iteration: int
+
     def __init__(self, relative_fitness: Any = 1e-6, relative_rmse: Any = 1e-6, max_iteration: Any = 30) -> None:
         if isinstance(relative_fitness, ICPConvergenceCriteria):
             other = relative_fitness
@@ -332,11 +334,13 @@ def _as_kernel(value: Any) -> RobustKernel:
     if isinstance(value, RobustKernel):
         return value
     # a kernel of Open3D's own, in code that migrates step by step
-    own = {kind.__name__: kind for kind in (L2Loss, L1Loss, HuberLoss, CauchyLoss, GMLoss, TukeyLoss)}
-    kind = own.get(type(value).__name__) if hasattr(value, "weight") else None
-    if kind is None:
-        raise TypeError(f"kernel: got {type(value).__name__}; expected a RobustKernel such as TukeyLoss(k)")
-    return kind(value.k) if issubclass(kind, _ScaledKernel) else kind()
+    name = type(value).__name__ if hasattr(value, "weight") else ""
+    if name in ("L2Loss", "L1Loss"):
+        return L2Loss() if name == "L2Loss" else L1Loss()
+    for kind in (HuberLoss, CauchyLoss, GMLoss, TukeyLoss):
+        if name == kind.__name__:
+            return kind(value.k)
+    raise TypeError(f"kernel: got {type(value).__name__}; expected a RobustKernel such as TukeyLoss(k)")
 
 
 def _as_float(name: str, value: Any) -> float:

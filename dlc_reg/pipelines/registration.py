@@ -1,12 +1,12 @@
 """`open3d.pipelines.registration` by name: the same calls, defaults and result fields over dlc_reg's core.
 
-Replace `o3d.pipelines.registration` by `dlc_reg.pipelines.registration` in working code. Clouds may be Open3D's (Open3D
-is never imported), NumPy arrays, torch tensors, `PointCloud`s or paths. Behaviour follows Open3D 0.20: iterates, fitness
-(over the number of **source** points), inlier RMSE, the order of evaluation, and the chart of the update, Euler angles
-about the origin of the frame. Differences, all on purpose: errors name the argument and the remedy (`InputError` is a
-`RuntimeError`); non-finite source points are dropped with a warning and in the target they are an error; a singular
-system gives the smallest update instead of an arbitrary one; clouds more than 100 extents from the origin are updated
-about themselves; points are compared in float32 about a float64 origin. Results pickle.
+Replace `o3d.pipelines.registration` by `dlc_reg.pipelines.registration` in working code. Clouds may be Open3D's
+(Open3D is never imported), NumPy arrays, torch tensors, `PointCloud`s or paths. Behaviour follows Open3D 0.20:
+iterates, fitness (over the number of **source** points), inlier RMSE, the order of evaluation, and the chart of the
+update, Euler angles about the origin of the frame. Differences, all on purpose: errors name the argument and the remedy
+(`InputError` is a `RuntimeError`); non-finite source points are dropped with a warning and in the target they are an
+error; a singular system gives the smallest update instead of an arbitrary one; clouds more than 100 extents from the
+origin are updated about themselves; neighbours are searched in float32 about a float64 origin. Results pickle.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlc_reg.errors import InputError
+from dlc_reg.iterate import Status
 from dlc_reg.pipelines import _estimation
 from dlc_reg.pipelines._clouds import Cloud, check_finite, drop_non_finite, prepare_pair, read_cloud
 from dlc_reg.pipelines._estimation import (
@@ -36,7 +37,6 @@ from dlc_reg.pipelines._estimation import (
     TransformationEstimationSymmetric,
     TukeyLoss,
 )
-from dlc_reg.iterate import Status
 from dlc_reg.registration import result as _result
 from dlc_reg.registration.icp import Convergence, icp_pair
 from dlc_reg.registration.objectives import point_information
@@ -187,8 +187,6 @@ def get_information_matrix_from_point_clouds(
     result = evaluate_registration(source, target, max_correspondence_distance, transformation)
     matched = read_cloud(target, "target").points[result.correspondence_set[:, 1]]
     return point_information(matched)
-
-
 
 
 def _run(

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 RELATIVE_CURVATURE = 1e-3  # a motion is free where the objective curves this much less than in its stiffest direction
-_SAMPLES = 10_000  # correspondences looked at
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,6 @@ def surface_curvature(points: Array, normals: Array) -> tuple[Array, Array, floa
     `points`, `normals`: (m, 3). The rotation is about the points' mean and measured in root mean square radii (so that
     the unit of length and the place of the origin don't matter): J = [(p - centre) x n / radius, n].
     """
-    step = max(1, len(points) // _SAMPLES)
-    points, normals = points[::step], normals[::step]
     centre = points.mean(axis=0)
     arms = points - centre
     radius = max(float(np.sqrt((arms**2).sum(axis=1).mean())), 1e-300)

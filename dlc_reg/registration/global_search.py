@@ -23,6 +23,7 @@ DISTINCT_POSES = 40
 DISTINCT_ANGLE = math.radians(10)
 DISTINCT_VOXELS = 3.0
 NORMAL_COSINE = 0.8
+TURNS = 600  # rotations about the centres: they find whole objects with too few points for features
 BIN_ANGLE = 0.03  # [rad] of a depth map, unless the points lie further apart than that
 
 
@@ -113,15 +114,21 @@ class GlobalSearch:
         return GlobalSearch(a, b, voxel, oriented, p, q, num_threads)
 
     def candidates(self, starts: Tensor | None = None) -> Candidates:
-        """The distinct best of the poses that the matches propose and of `starts` (S, 4, 4), refined; best first."""
-        poses, _ = ops.propose_poses(
+        """The distinct best of the poses that the matches propose, of all turns that bring the centres together, and of
+        `starts` (S, 4, 4); refined, best first."""
+        proposed, _ = ops.propose_poses(
             self.p, self.q, 2 * self.voxel, max_seeds=MAX_SEEDS, num_threads=self.num_threads
         )
-        if starts is not None:
-            poses = torch.cat([starts, poses])
+        poses = torch.cat([proposed, self._turns()] + ([] if starts is None else [starts]))
         judged = self.judge(poses, self.source.coarse, self.target.coarse, 2 * self.voxel)
         chosen = _distinct(judged, self.source.center, DISTINCT_VOXELS * self.voxel)
         return self.judge(self.refine(judged.poses[chosen]))
+
+    def _turns(self) -> Tensor:
+        poses = torch.eye(4, dtype=torch.float64).repeat(TURNS, 1, 1)
+        poses[:, :3, :3] = super_fibonacci(TURNS)
+        poses[:, :3, 3] = self.target.center - poses[:, :3, :3] @ self.source.center
+        return poses
 
     def refine(self, poses: Tensor) -> Tensor:
         """Point-to-plane, first on the coarse and then on the fine points."""
@@ -163,6 +170,21 @@ class GlobalSearch:
         scores = scores - 1.5 * torch.where(j.violations < 0, 0.0, (j.violations.clamp(min=0) + 0.02).log())
         every = Candidates(poses, scores, j.source_overlap, j.target_overlap, j.closeness, j.violations, matches)
         return every[scores.argsort(descending=True, stable=True)]
+
+
+def super_fibonacci(count: int) -> Tensor:
+    """Rotations (count, 3, 3) float64 spread evenly over SO(3): the spiral of Alexa, CVPR 2022."""
+    s = torch.arange(count, dtype=torch.float64) + 0.5
+    t = s / count
+    alpha, beta = 2 * math.pi * s / math.sqrt(2), 2 * math.pi * s / 1.533751168755204288118041
+    x, y = t.sqrt() * alpha.sin(), t.sqrt() * alpha.cos()
+    z, w = (1 - t).sqrt() * beta.sin(), (1 - t).sqrt() * beta.cos()
+    rows = [
+        1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w),
+        2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w),
+        2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y),
+    ]  # fmt: skip
+    return torch.stack(rows, 1).reshape(count, 3, 3)
 
 
 def working_voxel_size(*clouds: PointCloud) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from dlc_reg.registration.result import RegistrationResult
 Array = NDArray[np.float64]
 Callback = Callable[[Record], bool | None]
 
+_SAMPLES = 10_000  # correspondences looked at for free motions
 _NORMALS_FROM = 20  # neighbours of a normal that coarse_to_fine has to estimate
 
 
@@ -38,8 +40,8 @@ class Convergence:
 class ClosestPoints:
     """The update rule of ICP: step with the sums at hand, then search and sum again at the new pose.
 
-    So n iterations cost n + 1 searches, and the record of an iteration describes the pose that it returned. `evaluation`
-    is the last one.
+    So n iterations cost n + 1 searches, and the record of an iteration describes the pose that it returned.
+    `evaluation` is the last one.
     """
 
     evaluation: Evaluation
@@ -165,8 +167,9 @@ def coarse_to_fine(
     """`icp` on ever finer clouds, each level from the pose of the one before.
 
     `voxel_sizes`: strictly decreasing, in the points' unit; 0 at the end means the clouds as they are. Normals that the
-    objective needs and a thinned cloud lacks are estimated. `history` has every level's iterations, with "level" and
-    "voxel_size", each from its start. The evidence (fitness, correspondences, information) is of the clouds given, at the last distance.
+    objective needs and a thinned cloud lacks are estimated. `history` has every level's iterations, each from its
+    start, with "level" and "voxel_size". The evidence (fitness, correspondences, information) is of the clouds given,
+    at the last distance.
     """
     counts = [iterations] * len(voxel_sizes) if isinstance(iterations, int) else list(iterations)
     _check_levels(voxel_sizes, max_distances, counts)
@@ -236,20 +239,21 @@ def uncertainty(
     if freedom <= 0:
         return information, None, None, free
     variance = 2.0 * evaluation.cost / freedom
-    covariance = None if free else variance * np.linalg.inv(information)
+    covariance = None if free else np.asarray(variance * np.linalg.inv(information), dtype=np.float64)
     return information, covariance, float(np.sqrt(variance)), free
 
 
 def _free_motions(evaluation: Evaluation, information: Array) -> list[FreeMotion]:
     """From the target's normals where it has any: point-to-point's own Hessian does not see that a plane slides."""
-    pair, indices = evaluation.pair, evaluation.linearization.indices
-    indices = indices[indices >= 0]
+    pair = evaluation.pair
     if pair.target_normals is not None:
-        points = pair.target.points[indices].double().numpy() + pair.target_origin
-        return free_motions(points, pair.target_normals[indices].double().numpy())
+        indices = evaluation.matched_targets()
+        indices = indices[:: max(1, len(indices) // _SAMPLES)]
+        points = pair.target.points.numpy()[indices].astype(np.float64) + pair.target_origin
+        return free_motions(points, pair.target_normals.numpy()[indices].astype(np.float64))
     centre = evaluation.linearization.sums[33:36].numpy() / evaluation.count
     shift = np.eye(6)
-    shift[3:, :3] = [[0, -centre[2], centre[1]], [centre[2], 0, -centre[0]], [-centre[1], centre[0], 0]]
+    shift[3:, :3] = [[0.0, -centre[2], centre[1]], [centre[2], 0.0, -centre[0]], [-centre[1], centre[0], 0.0]]
     about_centre = shift.T @ information @ shift
     moving = np.trace(about_centre[3:, 3:])
     radius = float(np.sqrt(np.trace(about_centre[:3, :3]) / moving)) if moving > 0 else 0.0
@@ -274,7 +278,7 @@ def _check_levels(voxel_sizes: Sequence[float], max_distances: Sequence[float], 
             f"lengths {len(voxel_sizes)}, {len(max_distances)}, {len(counts)}",
             "one entry a level in each, and at least one level",
         )
-    if any(b >= a for a, b in zip(voxel_sizes, voxel_sizes[1:], strict=False)) or min(voxel_sizes) < 0:
+    if any(b >= a for a, b in pairwise(voxel_sizes)) or min(voxel_sizes) < 0:
         raise InputError("voxel_sizes", str(list(voxel_sizes)), "strictly decreasing sizes, none below 0")
 
 

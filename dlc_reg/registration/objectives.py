@@ -1,8 +1,8 @@
 """The classical objectives of rigid registration: what is summed over the nearest neighbours, and the step it implies.
 
-Each objective is a small value (which residual, which robust kernel); everything about the two clouds is a `Pair`. Poses
-`omega` are (4, 4) float64 tensors from the source's local frame into the **pivot frame**: the target's axes with the
-origin at `Pair.pivot`, about which an update rotates. `Pair.to_omega` and `Pair.to_absolute` convert.
+Each objective is a small value (which residual, which robust kernel); everything about the two clouds is a `Pair`.
+Poses `omega` are (4, 4) float64 tensors from the source's local frame into the **pivot frame**: the target's axes with
+the origin at `Pair.pivot`, about which an update rotates. `Pair.to_omega` and `Pair.to_absolute` convert.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from torch import Tensor
 from dlc_reg import ops
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud
-from dlc_reg.manifold import SE3
 
 Array = NDArray[np.float64]
 
-_EULER = SE3(chart="euler")
+_UPPER = np.triu_indices(6)
 _RANK = 1e-12  # curvature, relative to the largest, below which a direction gets no update
 
 
@@ -32,9 +31,9 @@ _RANK = 1e-12  # curvature, relative to the largest, below which a direction get
 class Pair:
     """Two clouds made ready for the objectives: the source sorted along a Morton curve, the target searchable.
 
-    `source` (N, 3) float32 about `source_origin`; `target` over (M, 3) float32 about `target_origin`; `order` (N,) int64:
-    row i of `source` is the caller's point `order[i]`. `pivot` (3,) is in the target's local frame. `source_count`
-    divides the inliers in the fitness. `correspondences` (N,) int64, -1 = none, replaces the search when given.
+    `source` (N, 3) float32 about `source_origin`; `target` over (M, 3) float32 about `target_origin`; `order` (N,)
+    int64: row i of `source` is the caller's point `order[i]`. `pivot` (3,) is in the target's local frame.
+    `source_count` divides the inliers in the fitness. `correspondences` (N,) int64, -1 = none, replaces the search.
     """
 
     source: Tensor
@@ -66,8 +65,8 @@ class Pair:
     ) -> Pair:
         """Sorts the source and indexes the target (or takes `index`, made of `target.points` before).
 
-        `pivot`: the target's own origin by default. Raises `InputError` where the objective needs normals or covariances
-        that a cloud has not, and for a distance that is not positive (inf is allowed).
+        `pivot`: the target's own origin by default. Raises `InputError` where the objective needs normals or
+        covariances that a cloud has not, and for a distance that is not positive (inf is allowed).
         """
         if not max_distance > 0:
             raise InputError("max_distance", f"{max_distance:g}", "a distance above 0")
@@ -124,7 +123,9 @@ class Pair:
 
     def to_local(self, omega: Tensor) -> Tensor:
         """Pose into the target's local frame, which the operators want."""
-        return _shifted(omega, self.pivot)
+        local = omega.numpy().copy()
+        local[:3, 3] += self.pivot
+        return torch.from_numpy(local)
 
 
 @dataclass(frozen=True)
@@ -155,12 +156,26 @@ class Evaluation:
     def record(self) -> dict[str, Any]:
         return {"value": self.cost, "fitness": self.fitness, "inlier_rmse": self.inlier_rmse, "count": self.count}
 
+    def normal_equations(self) -> tuple[Array, Array]:
+        """H (6, 6) and -b (6,) of the step H xi = -b, about the target's local origin (not of point-to-point)."""
+        sums = self.linearization.sums.numpy()
+        hessian = np.empty((6, 6))
+        hessian[_UPPER] = hessian.T[_UPPER] = sums[:21]
+        return hessian, -sums[21:27]
+
     def correspondence_set(self) -> NDArray[np.int32]:
         """Rows (source index, target index), (m, 2), in the caller's indices, by source index."""
-        matched = torch.full((len(self.pair.order),), -1, dtype=torch.int64)
-        matched[self.pair.order] = self.linearization.indices
-        rows = torch.nonzero(matched >= 0)[:, 0]
-        return torch.stack([rows, matched[rows]], dim=1).to(torch.int32).numpy()
+        matched = np.empty(len(self.pair.order), dtype=np.int64)
+        matched[self.pair.order.numpy()] = self.linearization.indices.numpy()
+        rows = np.flatnonzero(matched >= 0)
+        pairs = np.empty((len(rows), 2), dtype=np.int32)
+        pairs[:, 0], pairs[:, 1] = rows, matched[rows]
+        return pairs
+
+    def matched_targets(self) -> NDArray[np.int64]:
+        """Indices of the target points of all correspondences, by Morton order of the source."""
+        indices: NDArray[np.int64] = self.linearization.indices.numpy()
+        return indices[indices >= 0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,13 +224,13 @@ class Objective:
 
     def _update(self, omega: Tensor, evaluation: Evaluation) -> Tensor:
         """Gauss-Newton: H xi = -b about the target's local origin, applied in Open3D's chart about the pivot."""
-        xi = solve_least(evaluation.linearization.hessian.numpy(), -evaluation.linearization.gradient.numpy())
-        xi[3:] += np.cross(xi[:3], evaluation.pair.pivot)  # the same velocity field, written about the pivot
-        return _EULER.retract(omega, torch.from_numpy(xi))
+        xi = solve_least(*evaluation.normal_equations())
+        xi[3:] += _skew(xi[:3]) @ evaluation.pair.pivot  # the same velocity field, written about the pivot
+        return torch.from_numpy(euler_motion(xi) @ omega.numpy())
 
     def hessian(self, evaluation: Evaluation) -> Array:
         """Gauss-Newton Hessian (6, 6) about the target's local origin, rotation first."""
-        return np.asarray(evaluation.linearization.hessian.numpy(), dtype=np.float64)
+        return evaluation.normal_equations()[0]
 
 
 @dataclass(frozen=True)
@@ -233,8 +248,8 @@ class PointToPoint(Objective):
 
     def hessian(self, evaluation: Evaluation) -> Array:
         """sum G^T G at the matched target points, G = [-[q]x, I]: Open3D's information matrix (Choi et al., 2015)."""
-        indices = evaluation.linearization.indices
-        return point_information(evaluation.pair.target.points[indices[indices >= 0]].double().numpy())
+        points = evaluation.pair.target.points.numpy()[evaluation.matched_targets()]
+        return point_information(points.astype(np.float64))
 
 
 @dataclass(frozen=True)
@@ -256,7 +271,7 @@ class Symmetric(Objective):
 
     def _update(self, omega: Tensor, evaluation: Evaluation) -> Tensor:
         linearization = evaluation.linearization
-        xi = solve_least(linearization.hessian.numpy(), -linearization.gradient.numpy())
+        xi = solve_least(*evaluation.normal_equations())
         return _compose(linearization.symmetric_step(torch.from_numpy(xi)).numpy(), omega, evaluation.pair.pivot)
 
 
@@ -319,6 +334,20 @@ def point_information(points: Array) -> Array:
     return information
 
 
+def euler_motion(xi: Array) -> Array:
+    """(4, 4): Rz(xi_2) Ry(xi_1) Rx(xi_0), then the translation xi_3:6; `SE3(chart="euler")` without its tensors."""
+    x, y, z, *translation = xi.tolist()
+    (sx, cx), (sy, cy), (sz, cz) = ((math.sin(a), math.cos(a)) for a in (x, y, z))
+    return np.array(
+        [
+            [cz * cy, cz * sy * sx - sz * cx, cz * sy * cx + sz * sx, translation[0]],
+            [sz * cy, sz * sy * sx + cz * cx, sz * sy * cx - cz * sx, translation[1]],
+            [-sy, cy * sx, cy * cx, translation[2]],
+            [0.0, 0.0, 0.0, 1.0],
+        ]
+    )
+
+
 def solve_least(hessian: Array, right: Array) -> Array:
     """The smallest x with H x = right for a symmetric (6, 6) H >= 0 that may be singular.
 
@@ -340,10 +369,9 @@ def _compose(update: Array, omega: Tensor, pivot: Array) -> Tensor:
     return torch.from_numpy(shifted @ omega.numpy())
 
 
-def _shifted(omega: Tensor, by: Array) -> Tensor:
-    out = omega.clone()
-    out[:3, 3] += torch.from_numpy(by)
-    return out
+def _skew(v: Array) -> Array:
+    x, y, z = v.tolist()
+    return np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
 
 
 def _rows(values: Tensor | None, order: Tensor) -> Tensor | None:
