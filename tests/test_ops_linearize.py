@@ -312,7 +312,7 @@ def test_bad_transforms(transform: object) -> None:
 def test_a_source_that_is_not_finite(bad: float) -> None:
     scene = Scene()
     scene.source[123, 1] = bad
-    with pytest.raises(InputError, match="source: got 1 rows with NaN or infinity .*row 123"):
+    with pytest.raises(InputError, match=r"source: got 1 rows with NaN or infinity .*row 123"):
         scene.linearize("point_to_plane")
 
 

@@ -124,6 +124,19 @@ def test_an_index_saves_the_tree_and_threads_change_nothing() -> None:
         assert torch.equal(ops.voxel_downsample(points, 0.1), ops.voxel_downsample(points, 0.1, num_threads=threads))
 
 
+def test_morton_order_keeps_neighbours_together() -> None:
+    points = cloud(4000, 11)
+    order = ops.morton_order(points)
+    assert torch.equal(order.sort().values, torch.arange(4000))
+    step = points[order].diff(dim=0).norm(dim=1).mean()
+    assert step < 0.2 * points.diff(dim=0).norm(dim=1).mean()
+    # Seen from the finest bit they have, cells of a grid come in the order of their interleaved bits.
+    grid = torch.tensor([[x, y, z] for z in (0.0, 1.0) for y in (0.0, 1.0) for x in (0.0, 1.0)])
+    assert ops.morton_order(grid).tolist() == list(range(8))
+    assert ops.morton_order(grid.numpy()[::-1]).tolist() == list(range(7, -1, -1))
+    assert ops.morton_order(torch.empty(0, 3)).shape == (0,)
+
+
 def test_numpy_in_numpy_out() -> None:
     points = cloud(50, 9)
     for function, argument in ((ops.estimate_normals, 5), (ops.estimate_covariances, 5), (ops.voxel_downsample, 0.5)):

@@ -238,4 +238,5 @@ def _rotation(vector: Tensor) -> Tensor:
     """The rotation matrix (3, 3) of a rotation vector (3,) [rad]."""
     x, y, z = vector.tolist()
     hat = torch.tensor([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]], dtype=torch.float64)
-    return torch.linalg.matrix_exp(hat)
+    rotation: Tensor = torch.linalg.matrix_exp(hat)
+    return rotation

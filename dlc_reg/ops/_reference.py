@@ -125,20 +125,21 @@ def residuals(
         (torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([1, 2, 0, 2, 0, 1])),
         torch.stack([-xi[2], xi[1], xi[2], -xi[0], -xi[1], xi[0]]),
     )
-    moved = p @ torch.linalg.matrix_exp(hat).T + xi[3:] - q
+    turn: Tensor = torch.linalg.matrix_exp(hat)
+    moved = p @ turn.T + xi[3:] - q
     if kind == "point_to_point":
         return moved
     if kind == "generalized":
         assert covariances is not None
         values, vectors = torch.linalg.eigh(covariances)
-        root = vectors @ torch.diag_embed(values.rsqrt()) @ vectors.mT
-        return (root @ moved[..., None])[..., 0]
+        inverse_root: Tensor = vectors @ torch.diag_embed(values.rsqrt()) @ vectors.mT
+        return (inverse_root @ moved[..., None])[..., 0]
     assert target_normals is not None
     if kind == "point_to_plane":
         return (moved * target_normals).sum(dim=1, keepdim=True)
     assert source_normals is not None
     side = torch.where((source_normals * target_normals).sum(dim=1, keepdim=True) < 0, -1.0, 1.0)
-    half = torch.linalg.matrix_exp(0.5 * hat)
+    half: Tensor = torch.linalg.matrix_exp(0.5 * hat)
     apart = p @ half.T + xi[3:] - q @ half
     return (apart * (target_normals + side * source_normals)).sum(dim=1, keepdim=True)
 
