@@ -65,25 +65,49 @@ struct Nearest {
   }
 };
 
-struct KSorted {  // few neighbours: insertion into a sorted array
+struct KSorted {  // few neighbours: insertion into a sorted array, which loses its last
   static constexpr int kMax = 64;
+  static constexpr uint64_t kEmpty = std::numeric_limits<int64_t>::max();  // signed comparison is all that AVX2 has
   float bound;
   int k, count = 0;
-  uint64_t keys[kMax];
+  alignas(32) uint64_t keys[kMax];
 
-  KSorted(float limit, int wanted) : bound(limit), k(wanted) {}
+  KSorted(float limit, int wanted) : bound(limit), k(wanted) { std::fill(keys, keys + ((k + 3) & ~3), kEmpty); }
+
   void offer(float d2, int32_t index) {
     const uint64_t key = make_key(d2, index);
-    if (count == k) {
-      if (key > keys[k - 1]) return;
-    } else {
-      ++count;
-    }
-    int at = count - 1;
+    if (key > keys[k - 1]) return;
+    int at = std::min(count, k - 1);
     for (; at > 0 && keys[at - 1] > key; --at) keys[at] = keys[at - 1];
     keys[at] = key;
+    added();
+  }
+
+  void added() {
+    count = std::min(count + 1, k);
     if (count == k) bound = key_distance(keys[k - 1]);
   }
+
+#if DLC_HAS_AVX2
+  // Without branches that depend on the data. Beyond k the array holds whatever fell off.
+  DLC_AVX2 void offer_avx2(float d2, int32_t index) {
+    const uint64_t key = make_key(d2, index);
+    if (key > keys[k - 1]) return;
+    const __m256i fresh = _mm256_set1_epi64x(static_cast<int64_t>(key));
+    __m256i* const four = reinterpret_cast<__m256i*>(keys);
+    int v = (k - 1) / 4;
+    __m256i here = _mm256_load_si256(four + v);
+    for (; v >= 0; --v) {
+      const __m256i before = v ? _mm256_load_si256(four + v - 1) : _mm256_setzero_si256();
+      const __m256i left = _mm256_blend_epi32(_mm256_permute4x64_epi64(here, 0x93),
+                                              _mm256_permute4x64_epi64(before, 0x93), 0x03);
+      const __m256i placed = _mm256_blendv_epi8(here, fresh, _mm256_cmpgt_epi64(here, fresh));
+      _mm256_store_si256(four + v, _mm256_blendv_epi8(placed, left, _mm256_cmpgt_epi64(left, fresh)));
+      here = before;
+    }
+    added();
+  }
+#endif
 };
 
 struct KHeap {  // many neighbours: the worst on top
@@ -222,7 +246,8 @@ DLC_AVX2 inline void scan_leaf(const KdTree::Leaf& leaf, const Query8& q, Found&
   } else {
     for (; mask; mask &= mask - 1) {
       const int i = __builtin_ctz(mask);
-      found.offer(d2[i], leaf.index[i]);
+      if constexpr (std::is_same<Found, KSorted>::value) found.offer_avx2(d2[i], leaf.index[i]);
+      else found.offer(d2[i], leaf.index[i]);
     }
   }
 }

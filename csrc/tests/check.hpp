@@ -25,14 +25,14 @@ namespace shapes {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-const std::vector<std::string>& names() {
+inline const std::vector<std::string>& names() {
   static const std::vector<std::string> all{"uniform", "surface", "grid",  "duplicates", "equal",
                                             "line",    "plane",   "tiny",  "offset",     "mixed"};
   return all;
 }
 
 // (n, 3) points of the named shape.
-std::vector<float> points(const std::string& shape, int64_t n, unsigned seed) {
+inline std::vector<float> points(const std::string& shape, int64_t n, unsigned seed) {
   std::mt19937 random(seed);
   const auto unit = [&] { return static_cast<float>(random() >> 8) / 16777216.0f; };
   std::vector<float> out;
