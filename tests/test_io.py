@@ -399,3 +399,20 @@ def test_streams_are_read_once_and_closed(tmp_path, cloud, monkeypatch):
     monkeypatch.setattr(io, "open", remember)
     read(tmp_path / "a.ply")
     assert opened and all(stream.closed for stream in opened)
+
+
+# --- the samples that ship -------------------------------------------------------------------------------------------
+def test_the_sample_pair_is_what_its_readme_says(bunny_pair):
+    from scipy.spatial import cKDTree
+
+    source, target, T = bunny_pair
+    assert len(source) == 40_097 and len(target) == 40_256
+    np.testing.assert_allclose(T[:3, :3] @ T[:3, :3].T, np.eye(3), atol=1e-6)
+    distances = cKDTree(target).query(source @ T[:3, :3].T + T[:3, 3])[0]
+    assert (distances < 0.001).mean() > 0.6  # what both scans saw
+    assert np.median(distances[distances < 0.001]) < 0.0005
+
+
+def test_the_sample_pair_is_the_original(bunny_pair, shared_data):
+    for points, name in ((bunny_pair.source, "bun045.ply"), (bunny_pair.target, "bun000.ply")):
+        np.testing.assert_array_equal(points, read(shared_data / "bunny" / name).points.astype(np.float32))
