@@ -94,7 +94,7 @@ class Settled:
 
 @dataclass(frozen=True)
 class SmallStep:
-    """Holds when the record's "step_norm", the length of the step as its update rule measures it, is below the bound."""
+    """Holds when the record's "step_norm", the length of the step as its update rule has it, is below the bound."""
 
     bound: float
 

@@ -25,7 +25,8 @@ def translation_error(estimate: Any, truth: Any) -> Tensor:
 
     It is the length of the translation of T_truth^-1 T_estimate too: RPM-Net's isotropic translation error.
     """
-    return (_pose(estimate, "estimate") - _pose(truth, "truth"))[..., :3, 3].norm(dim=-1)
+    offset = (_pose(estimate, "estimate") - _pose(truth, "truth"))[..., :3, 3]
+    return offset.square().sum(-1).sqrt()
 
 
 def redwood_rmse(estimate: Any, truth: Any, information: Any) -> Tensor:

@@ -36,7 +36,7 @@ def test_errors_are_batched():
 
 
 def test_redwood_rmse_is_the_distance_of_true_correspondences(rng):
-    points = rng.normal(size=(500, 3)) + [0, 0, 2]
+    points = rng.normal([0, 0, 2], 1, size=(500, 3))
     rows = [np.hstack([np.eye(3), -2 * np.cross(np.eye(3), p)]) for p in points]  # d(R p + t) = t + 2 q x p
     information = sum(g.T @ g for g in rows)
     truth = pose([0.5, 1.0, -2.0], [0.3, 0.1, -0.7])
