@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
+from test_objectives import moved, pose, wavy
 
 from dlc_reg import ops
 from dlc_reg.errors import InputError
@@ -18,7 +19,6 @@ from dlc_reg.geometry import PointCloud
 from dlc_reg.iterate import Status
 from dlc_reg.registration.icp import Convergence, coarse_to_fine, icp, icp_pair
 from dlc_reg.registration.objectives import Generalized, Pair, PointToPlane, PointToPoint, Symmetric
-from test_objectives import moved, pose, wavy
 
 OBJECTIVES = [PointToPoint(), PointToPlane(), Symmetric(), Generalized()]
 TIGHT = Convergence(fitness=1e-12, rmse=1e-12, max_iterations=100)
@@ -107,7 +107,12 @@ def test_result_describes_the_pose_that_it_returns(scans):
     source, target, truth = scans
     result = icp(source, target, PointToPlane(), truth, max_distance=0.01)
     again = icp(
-        source, target, PointToPlane(), result.transformation, max_distance=0.01, convergence=Convergence(max_iterations=0)
+        source,
+        target,
+        PointToPlane(),
+        result.transformation,
+        max_distance=0.01,
+        convergence=Convergence(max_iterations=0),
     )
     assert again.fitness == result.fitness == len(result.correspondence_set) / len(source)
     assert again.inlier_rmse == pytest.approx(result.inlier_rmse, rel=1e-12)
@@ -300,9 +305,7 @@ def test_coarse_to_fine_reports_on_the_clouds_given(scans):
 )
 def test_bad_levels_are_refused(voxel_sizes, max_distances):
     with pytest.raises(InputError, match="voxel_sizes"):
-        coarse_to_fine(
-            wavy(10, 0), wavy(10, 1), PointToPoint(), voxel_sizes=voxel_sizes, max_distances=max_distances
-        )
+        coarse_to_fine(wavy(10, 0), wavy(10, 1), PointToPoint(), voxel_sizes=voxel_sizes, max_distances=max_distances)
 
 
 # --- symmetries ---

@@ -151,9 +151,7 @@ def test_fit_similarity_is_scipys_align_vectors_and_recovers_scale():
     rng = np.random.default_rng(3)
     p, truth = rng.normal(size=(50, 3)), pose([0.5, -1.0, 2.0], [1.0, 2.0, 3.0], 0.7)
     q = p @ truth[:3, :3].T + truth[:3, 3]
-    moments = np.concatenate(
-        [[50.0], p.sum(0), q.sum(0), (q.T @ p).ravel(), [(p**2).sum()], [(q**2).sum()]]
-    )
+    moments = np.concatenate([[50.0], p.sum(0), q.sum(0), (q.T @ p).ravel(), [(p**2).sum()], [(q**2).sum()]])
     np.testing.assert_allclose(fit_similarity(moments, with_scaling=True), truth, atol=1e-12)
     rigid = fit_similarity(moments, with_scaling=False)
     expected = Rotation.align_vectors(q - q.mean(0), p - p.mean(0))[0].as_matrix()

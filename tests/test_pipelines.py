@@ -13,13 +13,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-
-from dlc_reg.errors import InputError
-from dlc_reg.geometry import PointCloud
-from dlc_reg.iterate import Status
-from dlc_reg.pipelines import registration as reg
 from test_icp import about
 from test_objectives import moved, pose, wavy
+
+from dlc_reg.errors import InputError
+from dlc_reg.iterate import Status
+from dlc_reg.pipelines import registration as reg
 
 TRUTH = pose([0.04, -0.03, 0.05], [0.02, 0.03, -0.02])
 NAMES = ["PointToPoint", "PointToPlane", "Symmetric", "ForGeneralizedICP"]
@@ -83,9 +82,7 @@ def test_clouds_of_any_kind_give_one_answer(clouds, make):
 
 
 def test_paths_are_read(samples, bunny_pair):
-    by_path = reg.evaluate_registration(
-        samples["source"], str(samples["target"]), 0.005, bunny_pair.T_target_source
-    )
+    by_path = reg.evaluate_registration(samples["source"], str(samples["target"]), 0.005, bunny_pair.T_target_source)
     by_array = reg.evaluate_registration(bunny_pair.source, bunny_pair.target, 0.005, bunny_pair.T_target_source)
     assert by_path.fitness == by_array.fitness > 0.6
     assert by_path.inlier_rmse == pytest.approx(by_array.inlier_rmse, rel=1e-7)
@@ -320,7 +317,9 @@ def test_information_matrix_is_about_the_frames_origin(clouds):
 
 
 def test_zero_iterations_evaluate_the_start(clouds):
-    result = reg.registration_icp(*map(legacy, clouds), 0.3, TRUTH, criteria=reg.ICPConvergenceCriteria(max_iteration=0))
+    result = reg.registration_icp(
+        *map(legacy, clouds), 0.3, TRUTH, criteria=reg.ICPConvergenceCriteria(max_iteration=0)
+    )
     expected = reg.evaluate_registration(*map(legacy, clouds), 0.3, TRUTH)
     assert np.array_equal(result.transformation, TRUTH)
     assert result.fitness == expected.fitness
@@ -330,7 +329,9 @@ def test_zero_iterations_evaluate_the_start(clouds):
 # --- results and names ---
 
 
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, reg.RegistrationResult, lambda r: pickle.loads(pickle.dumps(r))])
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, reg.RegistrationResult, lambda r: pickle.loads(pickle.dumps(r))]
+)
 def test_results_copy_and_pickle(clouds, copied):
     result = reg.registration_icp(*map(legacy, clouds), 0.3)
     other = copied(result)
@@ -384,7 +385,9 @@ def test_georeferenced_clouds_keep_their_accuracy(clouds, name):
     for cloud in (source, target):
         cloud.points = cloud.points + shift[:3, 3]
     far_start = shift @ start @ np.linalg.inv(shift)
-    far = reg.registration_icp(source, target, 0.5, far_start, method(name), reg.ICPConvergenceCriteria(1e-9, 1e-9, 100))
+    far = reg.registration_icp(
+        source, target, 0.5, far_start, method(name), reg.ICPConvergenceCriteria(1e-9, 1e-9, 100)
+    )
     at = lambda t, p: p @ t[:3, :3].T + t[:3, 3]  # noqa: E731
     gap = at(far.transformation, source.points) - shift[:3, 3] - at(near.transformation, source.points - shift[:3, 3])
     assert np.abs(gap).max() < (2e-3 if name == "PointToPoint" else 2e-5)
