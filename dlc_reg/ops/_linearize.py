@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,18 +95,18 @@ class Linearization:
         """
         if self.kind != "symmetric":
             raise InputError("kind", repr(self.kind), '"symmetric", the only one whose update is split in halves')
-        count = self.sums[28]
-        source_mean, target_mean = self.sums[30:33] / count, self.sums[33:36] / count
-        half = 0.5 * xi[:3].to(torch.float64)
+        sums, twist = self.sums.numpy(), xi.detach().numpy().astype(np.float64)
+        source_mean, target_mean = sums[30:33] / sums[28], sums[33:36] / sums[28]
+        half, total = 0.5 * twist[:3], source_mean + target_mean  # half = axis * tan(angle / 2) of the whole rotation
+        hat = np.array([[0.0, -half[2], half[1]], [half[2], 0.0, -half[0]], [-half[1], half[0], 0.0]])
+        cosine = 1.0 / math.sqrt(1.0 + half @ half)
+        turn = cosine * (np.eye(3) + hat) + cosine**2 / (1.0 + cosine) * np.outer(half, half)
         # From the origin to the means: the same least-squares solution in other coordinates.
-        centred = xi[3:] + source_mean - target_mean + torch.linalg.cross(half, source_mean + target_mean)
-        tangent = torch.linalg.vector_norm(half)
-        angle = torch.atan(tangent)
-        turn = _rotation(half * torch.where(tangent > 0, angle / tangent, 1.0))
-        step = torch.eye(4, dtype=torch.float64)
+        centred = twist[3:] + source_mean - target_mean + hat @ total
+        step = np.eye(4)
         step[:3, :3] = turn @ turn
-        step[:3, 3] = target_mean + turn @ (centred * torch.cos(angle)) - step[:3, :3] @ source_mean
-        return step
+        step[:3, 3] = target_mean + turn @ centred * cosine - step[:3, :3] @ source_mean
+        return torch.from_numpy(step)
 
     def _need_normal_equations(self) -> None:
         if self.kind == "point_to_point":
@@ -232,11 +233,3 @@ def _indices(value: Array, n: int, m: int) -> Tensor:
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
-
-
-def _rotation(vector: Tensor) -> Tensor:
-    """The rotation matrix (3, 3) of a rotation vector (3,) [rad]."""
-    x, y, z = vector.tolist()
-    hat = torch.tensor([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]], dtype=torch.float64)
-    rotation: Tensor = torch.linalg.matrix_exp(hat)
-    return rotation
