@@ -208,11 +208,11 @@ def _tolerance(dtype: torch.dtype) -> float:
 def _equilibrated(hessian: Tensor) -> tuple[Tensor, Tensor]:
     """(S H S, s) with S = diag(s) giving a unit diagonal, so that units of the tangent space don't matter.
 
-    A diagonal entry that may be the square of mere rounding is not blown up.
+    The floor keeps a column of the Jacobian that is mere rounding (1e3 epsilon of the largest) from counting as held.
     """
     diagonal = hessian.diagonal(dim1=-2, dim2=-1)
     info = torch.finfo(hessian.dtype)
-    floor = (1e3 * info.eps) ** 2 * diagonal.amax(-1, keepdim=True).detach()
+    floor = (1e3 * info.eps) ** 2 / _tolerance(hessian.dtype) * diagonal.amax(-1, keepdim=True).detach()
     scale = torch.maximum(diagonal, floor.clamp(min=info.tiny)).rsqrt()
     return scale[..., :, None] * hessian * scale[..., None, :], scale
 

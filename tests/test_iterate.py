@@ -235,6 +235,12 @@ def test_one_step_gradient_of_newtons_method_is_the_implicit_one():
     torch.testing.assert_close(one_step[0], expected, rtol=1e-9, atol=0)
 
 
+def test_one_step_does_not_take_an_extra_step_that_fails():
+    rule = Scripted({1: {"status": Status.SINGULAR}})
+    solution = iterate(None, rule, vector(7.0), None, termination=Termination(0), differentiate="one_step")
+    assert solution.status is Status.MAX_ITERATIONS and solution.omega.item() == 7
+
+
 def test_one_step_leaves_failures_alone():
     solution = iterate(None, Scripted({1: {"status": Status.SINGULAR}}), vector(7.0), None, differentiate="one_step")
     assert isinstance(solution, Solution) and solution.status is Status.SINGULAR and solution.omega.item() == 7

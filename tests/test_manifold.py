@@ -96,7 +96,7 @@ def test_shapes_broadcast_and_dtypes_stay(manifold):
     torch.testing.assert_close(single, reached[0, 1], rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("size", [0.0, 1e-9, 0.3, 2.0])
+@pytest.mark.parametrize("size", [0.0, 1e-9, 1e-5, 0.3, 2.0])
 @pytest.mark.parametrize("manifold", MANIFOLDS, ids=ids)
 def test_gradients(manifold, size):
     size = min(size, 1.0) if isinstance(manifold, Homography) else size
@@ -159,6 +159,13 @@ def test_homography_ignores_the_matrix_scale():
         torch.testing.assert_close(h.local(omega, scale * other), h.local(omega, other), rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(h.vee(h.hat(tangent(11, 8, 1.0))), tangent(11, 8, 1.0))
     assert torch.linalg.det(omega).item() == pytest.approx(1, abs=1e-13)
+
+
+def test_homography_logarithm_of_a_far_one():
+    """Nearly half a turn, with a threefold scale: square roots take their time there."""
+    h = Homography()
+    xi = torch.tensor([0.5, -0.3, 3.0, 1.0, 0.1, -0.1, 0.05, 0.02], dtype=torch.float64)
+    torch.testing.assert_close(h.local(h.identity(), h.retract(h.identity(), xi)), xi, rtol=0, atol=1e-11)
 
 
 def test_sim3_scales_points():

@@ -122,6 +122,13 @@ def test_levenberg_marquardt_walks_rosenbrocks_valley_and_never_up():
     assert undamped.value > 10 * values[0]  # where Gauss-Newton's first step climbs the wall
 
 
+def test_levenberg_marquardt_recovers_from_far_too_little_damping():
+    start = torch.tensor([-1.2, 1.0], dtype=torch.float64)
+    rule = LevenbergMarquardt(Euclidean(2), damping=1e-12)
+    solution = iterate(Rosenbrock(), rule, start, None, termination=Termination(100))
+    torch.testing.assert_close(solution.omega, torch.ones(2, dtype=torch.float64), rtol=1e-8, atol=0)
+
+
 def test_levenberg_marquardt_agrees_with_scipy_on_a_misfit():
     """Exponential decay through noisy samples: the minimum has a residual."""
     t = torch.linspace(0, 3, 20, dtype=torch.float64)
@@ -141,8 +148,15 @@ def test_levenberg_marquardt_agrees_with_scipy_on_a_misfit():
 def test_levenberg_marquardt_stops_at_the_minimum():
     A, y = randn(20, 4), randn(20, seed=1)
     best = torch.linalg.lstsq(A, y[:, None]).solution[:, 0]
-    solution = iterate(Linear(), LevenbergMarquardt(Euclidean(4)), best, (A, y), termination=Termination(10, None))
-    assert solution.status is Status.CONVERGED
+    calls = []
+
+    class Counted(Linear):
+        def residual(self, omega, data):
+            calls.append(omega)
+            return super().residual(omega, data)
+
+    solution = iterate(Counted(), LevenbergMarquardt(Euclidean(4)), best, (A, y), termination=Termination(10, None))
+    assert solution.status is Status.CONVERGED and len(calls) <= 6  # it does not try ever smaller steps in vain
     torch.testing.assert_close(solution.omega, best, rtol=1e-9, atol=1e-12)
 
 
@@ -247,6 +261,16 @@ def test_singular_elements_of_a_batch_stay_and_the_others_go_on():
         torch.testing.assert_close(solution.omega[k].detach(), expected, rtol=1e-9, atol=1e-10)
     (gradient,) = torch.autograd.grad(solution.omega.sum(), A)
     assert torch.isfinite(gradient).all() and not gradient[1].any() and gradient[0].any()
+
+
+@pytest.mark.parametrize("rounding", [1e-20, 1e-17, 1e-15])
+def test_a_column_of_rounding_is_not_information(rounding):
+    A = randn(20, 3)
+    A[:, 1] *= rounding
+    solution = iterate(Linear(), GaussNewton(Euclidean(3)), randn(3, seed=1), (A, randn(20, seed=2)))
+    assert solution.status is Status.SINGULAR
+    direction = solution.history[-1]["free_direction"]
+    torch.testing.assert_close(direction.abs(), torch.tensor([0.0, 1.0, 0.0]).double(), rtol=0, atol=1e-9)
 
 
 def test_no_information_at_all_is_singular():
