@@ -40,33 +40,40 @@ def exit_code(verdict: Verdict | None) -> Exit:
 class Console(click.Group):
     """A group that turns every way of going wrong into one line on stderr and an exit code."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
-        settings: dict[str, Any] = {"debug": "--debug" in (extra.get("args") or (args[0] if args else sys.argv[1:]))}
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        debug = "--debug" in (sys.argv[1:] if args is None else args)
         if "NO_COLOR" in os.environ:
             extra.setdefault("color", False)
         try:
-            code = super().main(*args, standalone_mode=False, obj=settings, **extra)
+            code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         except click.ClickException as error:
             error.show()
             code = Exit.BAD_INPUT
         except InputError as error:
-            code = _complain(str(error), Exit.BAD_INPUT, settings)
+            code = _complain(str(error), Exit.BAD_INPUT, debug)
         except (KeyboardInterrupt, click.Abort):
-            code = _complain("interrupted", Exit.INTERRUPTED, settings)
+            code = _complain("interrupted", Exit.INTERRUPTED, debug)
         except BrokenPipeError:  # the reader of our output has gone, as in `dlc-reg info x.ply | head -1`
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             code = Exit.INTERNAL
         except Exception as error:
             what = f"{type(error).__name__}: {error}".split("\n")[0]
             remedy = "please report it with the output of `dlc-reg doctor`; --debug shows where"
-            code = _complain(f"unexpected {what} ({remedy})", Exit.INTERNAL, settings)
+            code = _complain(f"unexpected {what} ({remedy})", Exit.INTERNAL, debug)
         if standalone_mode:
             sys.exit(int(code or 0))
         return code
 
 
-def _complain(message: str, code: Exit, settings: Mapping[str, Any]) -> Exit:
-    if settings["debug"]:
+def _complain(message: str, code: Exit, debug: bool) -> Exit:
+    if debug:
         traceback.print_exc()
     click.echo(f"{click.style('error', fg='red', bold=True)}: {click.format_filename(message)}", err=True)
     return code

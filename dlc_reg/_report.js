@@ -39,6 +39,7 @@
   const shades = { before: floats(data.beforeShade), after: floats(data.afterShade), target: floats(data.targetShade) };
   const residuals = floats(data.residuals);
 
+  const SIZE = residuals.length + clouds.target.x.length > 10000 ? 2 : 3.5;
   const CONFIG = { displaylogo: false, displayModeBar: false, responsive: true, scrollZoom: true };
   const bounds = (parts) => ["x", "y", "z"].map((axis) => {
     let low = Infinity, high = -Infinity;
@@ -67,7 +68,7 @@
   });
   const points = (cloud, values, scale, extra = {}) => ({
     type: "scatter3d", mode: "markers", ...cloud, hoverinfo: "skip",
-    marker: { size: cloud.x.length > 5000 ? 2 : 3.5, color: values, cmin: 0, cmax: 1, colorscale: scale, line: { width: 0 }, ...extra },
+    marker: { size: SIZE, color: values, cmin: 0, cmax: 1, colorscale: scale, line: { width: 0 }, ...extra },
   });
   const where = (test) => {
     const kept = [];
@@ -139,19 +140,40 @@
     return Plotly.newPlot("histogram", traces, layout, CONFIG);
   };
 
+  // One curve a voxel size: the distance of matches shrinks with it, so that values compare only within one.
+  const stages = [];
+  data.history.forEach((record, i) => {
+    if (i === 0 || record.voxel !== data.history[i - 1].voxel) stages.push({ voxel: record.voxel, steps: [] });
+    stages[stages.length - 1].steps.push(i);
+  });
+  const stageName = (voxel) => (voxel === null ? "" : voxel === 0 ? "all points" : "voxel " + Number(voxel.toPrecision(2)));
+
   const drawIterations = () => {
     const curve = (id, key, label) => {
-      const values = data.history.map((record) => record[key]);
-      const x = values.map((_, i) => i + 1);
-      const trace = { type: "scatter", mode: "lines+markers", x, y: values, line: { color: colour("accent"), width: 2 }, marker: { size: 5 }, hovertemplate: "iteration %{x}: %{y:.4g}<extra></extra>" };
-      return Plotly.newPlot(id, [trace], chartLayout("iteration", label), CONFIG);
+      const layout = chartLayout("step", label);
+      const traces = stages.map(({ voxel, steps }) => ({
+        type: "scatter", mode: "lines+markers", x: steps.map((i) => i + 1), y: steps.map((i) => data.history[i][key]),
+        line: { color: colour("accent"), width: 2 }, marker: { size: 6 },
+        hovertemplate: stageName(voxel) + " step %{x}: %{y:.4g}<extra></extra>",
+      }));
+      layout.margin.t = 34;
+      layout.xaxis.range = [0.5, data.history.length + 0.5];
+      layout.xaxis.tickformat = "d";
+      layout.shapes = stages.slice(1).map(({ steps }) => ({
+        type: "line", x0: steps[0] + 0.5, x1: steps[0] + 0.5, y0: 0, y1: 1, yref: "paper", line: { color: colour("grey"), width: 1, dash: "dot" },
+      }));
+      layout.annotations = stages.map(({ voxel, steps }) => ({
+        x: (steps[0] + steps[steps.length - 1]) / 2 + 1, y: 1, yref: "paper", yanchor: "bottom", showarrow: false, text: stageName(voxel),
+        font: { color: colour("soft"), size: 11 },
+      }));
+      return Plotly.newPlot(id, traces, layout, CONFIG);
     };
-    if (!data.history.some((record) => record.fitness !== null || record.inlier_rmse !== null)) {
+    if (!data.history.some((record) => record.fitness !== null || record.rmse !== null)) {
       byId("iterations").hidden = true;
-      byId("no-iterations").hidden = false;
+      byId("iterations-note").textContent = "No iterations were recorded.";
       return [];
     }
-    return [curve("fitness", "fitness", "fitness"), curve("rmse", "inlier_rmse", "RMSE")];
+    return [curve("fitness", "fitness", "fitness"), curve("rmse", "rmse", "RMSE")];
   };
 
   const hasWebGL = () => {

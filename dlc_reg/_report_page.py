@@ -108,6 +108,7 @@ def _figures(result: RegistrationResult) -> list[tuple[str, str]]:
         ("Fitness", f"{result.fitness:.1%}"),
         ("Inlier RMSE", number(result.inlier_rmse)),
         ("Iterations", str(result.iterations)),
+        *([("Trust", f"{result.settings['trust']:.1%}")] if "trust" in result.settings else []),
         ("Time", f"{total_seconds(result.timings):.2f} s"),
     ]
 
@@ -162,7 +163,14 @@ def _data(result: RegistrationResult, scene: Scene) -> dict[str, Any]:
         "heatMax": max(float(np.quantile(near, 0.97)), 0.1 * limit) if len(near) else limit,
         "view": scene.view.tolist(),
         "up": scene.up.tolist(),
-        "history": [{key: _finite(record.get(key)) for key in ("fitness", "inlier_rmse")} for record in result.history],
+        "history": [
+            {
+                "voxel": _finite(record.get("voxel_size")),
+                "fitness": _finite(record.get("fitness")),
+                "rmse": _finite(record.get("inlier_rmse")),
+            }
+            for record in result.history
+        ],
     }
 
 

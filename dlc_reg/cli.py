@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -21,13 +22,14 @@ import dlc_reg
 from dlc_reg import _console as console
 from dlc_reg import io
 from dlc_reg._report_page import matrix_text, number, rotation_axis, total_seconds, versions
+from dlc_reg.api import METHODS
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud, apply_transform
 from dlc_reg.registration.result import RegistrationResult, Verdict, rotation_angle
 from dlc_reg.report import headline, replacing
 
 EXTRAS = {"open3d": ("open3d",), "viz": ("plotly", "matplotlib"), "las": ("laspy", "lazrs")}
-METHODS = "auto, global, or, from the given start, point-to-point, point-to-plane, symmetric, generalized or colored."
+LENGTHS = ("voxel_size", "max_correspondence_distance")
 FILE = click.Path(path_type=Path)
 
 
@@ -44,13 +46,19 @@ def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--debug", is_flag=True, expose_value=False, help="Show where an error comes from.")(command)
 
 
+def _methods() -> str:
+    search, refine = (METHODS[:2], METHODS[2:])
+    dashed = ", ".join(refine).replace("_", "-")
+    return f"{' or '.join(search)}: search from any pose; {dashed}: refine from the given start."
+
+
 def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that `dlc_reg.register` takes under the same names."""
-    point = {"nargs": 3, "type": float, "metavar": "X Y Z"}
+    point: dict[str, Any] = {"nargs": 3, "type": float, "metavar": "X Y Z"}
     options = [
         click.option("--voxel-size", type=float, help="Length of the finest grid. Default: from the data."),
         click.option("--max-correspondence-distance", type=float, help="Farthest match. Default: from the voxel size."),
-        click.option("--method", default="auto", show_default=True, metavar="NAME", help=METHODS),
+        click.option("--method", default="auto", show_default=True, metavar="NAME", help=_methods()),
         click.option("--with-scaling", is_flag=True, help="Estimate a scale as well."),
         click.option("--source-viewpoint", help="Where the sensor stood, in the source's frame.", **point),
         click.option("--target-viewpoint", help="Where the sensor stood, in the target's frame.", **point),
@@ -99,6 +107,7 @@ def register(
     console.check_outputs(outputs, [source, target], overwrite=overwrite)
     start = None if init is None else console.read_transform(init, "--init")
     options = _search(search)
+    chosen = [name for name in LENGTHS if options[name] is not None]
     clouds = [_read(path, name, strict) for path, name in ((source, "SOURCE"), (target, "TARGET"))]
     human = not (as_json or quiet)
     if human:
@@ -106,7 +115,7 @@ def register(
             console.line(label, _describe(cloud))
     result = _run(clouds[0], clouds[1], init=start, show=not quiet, **options)
     if human:
-        _summary(result)
+        _summary(result, chosen)
     written, withheld = _write(result, outputs, overwrite)
     if as_json:
         click.echo(console.to_json(_document(result, written)))
@@ -146,18 +155,25 @@ def _describe(cloud: PointCloud) -> str:
 
 def _run(source: PointCloud, target: PointCloud, *, show: bool, **options: Any) -> RegistrationResult:
     try:
-        return dlc_reg.register(source, target, **options)
+        return dlc_reg.register(source, target, progress=show and sys.stderr.isatty(), **options)
     except InputError as error:  # speak of options, not of Python's arguments
         names = {name: f"--{name.replace('_', '-')}" for name in options} | {"source": "SOURCE", "target": "TARGET"}
         raise InputError(names.get(error.argument, error.argument), error.given, error.expected) from error
 
 
-def _summary(result: RegistrationResult) -> None:
+def _summary(result: RegistrationResult, given: list[str]) -> None:
     settings, timings = result.settings, result.timings
-    lengths = ("voxel_size", "max_correspondence_distance")
-    chosen = [f"{name.replace('_', ' ')} {number(settings[name])}" for name in lengths if settings.get(name)]
-    if chosen:
-        console.line("chose", ", ".join(chosen))
+    lengths = [
+        f"{name.replace('_', ' ')} {number(settings[name])} ({'given' if name in given else 'from the data'})"
+        for name in LENGTHS
+        if settings.get(name)
+    ]
+    if lengths:
+        console.line("chose", ", ".join(lengths))
+    if "hypotheses" in settings:
+        sight = "known" if settings.get("viewpoints_used") else "unknown"
+        matches = f"{settings.get('feature_matches', 0):,} feature matches"
+        console.line("search", f"{settings['hypotheses']} candidate poses, {matches}, viewpoints {sight}")
     stages = [f"{name.replace('_', ' ')} {seconds:.2f}" for name, seconds in timings.items() if name != "total"]
     console.line("took", f"{total_seconds(timings):.2f} s" + (f" ({', '.join(stages)})" if stages else ""))
     rotation, shift = result.transformation[:3, :3], result.transformation[:3, 3]
@@ -194,7 +210,7 @@ def _write_moved(result: RegistrationResult, path: Path, overwrite: bool) -> Non
 
 
 def _clouds(result: RegistrationResult) -> tuple[PointCloud, PointCloud]:
-    assert result.clouds is not None, "register() keeps the clouds"
+    assert result.clouds is not None  # register() keeps them
     return result.clouds
 
 
@@ -307,23 +323,23 @@ def demo(report: Path | None, plot: Path | None, overwrite: bool) -> int:
     outputs = {option: path for option, path in (("--report", report), ("--plot", plot)) if path is not None}
     console.check_outputs(outputs, [], overwrite=overwrite)
     folder = _samples()
-    pair = json.loads((folder / "pair.json").read_text(encoding="utf-8"))
+    pair = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
     clouds = [_read(folder / pair[name], name, strict=True) for name in ("source", "target")]
-    console.line("sample", pair["about"])
+    console.line("sample", f"{folder}: the Stanford bunny from two sides; credit and terms in the README.md beside it")
     for label, cloud in zip(("read", ""), clouds, strict=True):
         console.line(label, _describe(cloud))
     result = _run(clouds[0], clouds[1], show=True)
-    _summary(result)
+    _summary(result, [])
     written, _ = _write(result, outputs, overwrite)
     if written:
         console.line("wrote", ", ".join(str(path) for path in written.values()))
-    right = _compare(result, np.array(pair["T_target_source"]))
+    right = _compare(result, np.array(pair["T_target_source"]), pair["unit"])
     console.verdict_line(result, headline(result))
     code = console.exit_code(result.verdict)
     return code if right or code != console.Exit.TRUSTED else console.Exit.FAILED
 
 
-def _compare(result: RegistrationResult, truth: Any) -> bool:
+def _compare(result: RegistrationResult, truth: Any, unit: str) -> bool:
     """Says how far the pose is from the recorded one; True within 5 degrees and 5% of the extent."""
     source, target = _clouds(result)
     turn = float(np.degrees(rotation_angle(truth[:3, :3].T @ result.transformation[:3, :3])))
@@ -332,14 +348,16 @@ def _compare(result: RegistrationResult, truth: Any) -> bool:
     shift = float(np.linalg.norm(offsets.mean(axis=0)))
     right = turn < 5 and shift < 0.05 * target.extent
     says = "the recorded pose" if right else "NOT the recorded pose"
-    console.line("truth", f"{says}: {turn:.3f} deg and {number(shift)} from it", colour="green" if right else "red")
+    console.line(
+        "truth", f"{says}: {turn:.3f} deg and {number(shift)} {unit} from it", colour="green" if right else "red"
+    )
     return right
 
 
 def _samples() -> Path:
     for base in (Path.cwd(), Path(dlc_reg.__file__).resolve().parents[1]):
         folder = base / "datasets" / "samples" / "bunny"
-        if (folder / "pair.json").is_file():
+        if (folder / "truth.json").is_file():
             return folder
     raise InputError(
         "demo",

@@ -53,7 +53,7 @@ def write_report(result: RegistrationResult, path: str | Path, *, overwrite: boo
 
     with replacing(path, overwrite=overwrite) as temporary:
         scene = build_scene(result)
-        temporary.write_text(page(result, scene, _still(result)), encoding="utf-8")
+        temporary.write_text(page(result, scene, _still(result, scene)), encoding="utf-8")
     return Path(path)
 
 
@@ -83,27 +83,26 @@ def replacing(path: str | Path, *, overwrite: bool) -> Iterator[Path]:
         os.replace(temporary, path)
 
 
-def _still(result: RegistrationResult) -> bytes:
+def _still(result: RegistrationResult, scene: Scene) -> bytes:
     buffer = io.BytesIO()
-    _figure(result, build_scene(result, limit=30_000), caption=False).savefig(buffer, format="png", dpi=110)
+    _figure(result, scene, caption=False).savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
 
 
 def _figure(result: RegistrationResult, scene: Scene, caption: bool = True) -> Any:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 5.4 if caption else 4.8), facecolor="white")
-    top, bottom = 0.9, 0.14 if caption else 0.02
-    right = np.cross(scene.up, scene.view)
-    camera = np.stack([right, scene.up, scene.view])
-    panels = [
-        ("before", scene.before, scene.before_shade),
-        ("after", scene.after, scene.after_shade),
-    ]
+    camera = np.stack([np.cross(scene.up, scene.view), scene.up, scene.view])
+    panels = [("before", scene.before, scene.before_shade), ("after", scene.after, scene.after_shade)]
     flat = [np.concatenate([source, scene.target]) @ camera.T for _, source, _ in panels]
     low, high = _frame(np.concatenate(flat)[:, :2])
+    width, head, foot = 10.0, 0.75, 0.75 if caption else 0.1  # inches
+    panel = 0.48 * width
+    tall = panel * float(np.clip((high[1] - low[1]) / (high[0] - low[0]), 0.4, 1))
+    height = head + tall + foot
+    figure = Figure(figsize=(width, height), facecolor="white")
     for column, (name, _, shade) in enumerate(panels):
-        axes = figure.add_axes((0.02 + 0.49 * column, bottom, 0.47, top - bottom))
+        axes = figure.add_axes((0.01 + 0.5 * column, foot / height, panel / width, tall / height))
         axes.set_axis_off()
         axes.set_title(name, fontsize=13, color="#333333")
         xyz = flat[column]
@@ -115,12 +114,13 @@ def _figure(result: RegistrationResult, scene: Scene, caption: bool = True) -> A
         axes.set_ylim(low[1], high[1])
         axes.set_aspect("equal")
     for x, align, label, ramp in ((0.495, "right", "● source", SOURCE_RAMP), (0.505, "left", "● target", TARGET_RAMP)):
-        figure.text(x, 0.955, label, ha=align, fontsize=11, color=_hex(_ramp(ramp, np.array([0.72]))[0]))
+        colour = _hex(_ramp(ramp, np.array([0.72]))[0])
+        figure.text(x, 1 - 0.2 / height, label, ha=align, va="center", fontsize=11, color=colour)
     if caption:
         colour = VERDICT_COLOURS.get(result.verdict, "#444444") if result.verdict else "#444444"
         sentence = textwrap.shorten(headline(result), 210, placeholder=" …")
         sentence = textwrap.fill(sentence, 110 if len(sentence) <= 110 else 8 + len(sentence) // 2)
-        figure.text(0.5, 0.07, sentence, ha="center", va="center", fontsize=11, color=colour, parse_math=False)
+        figure.text(0.5, 0.36 / height, sentence, ha="center", va="center", fontsize=11, color=colour, parse_math=False)
     return figure
 
 

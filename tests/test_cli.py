@@ -96,7 +96,7 @@ def test_summary_says_what_was_read_chosen_and_found(scans: tuple[Path, Path], l
     assert lines[0].startswith("read") and "source.ply: 900 points, extent 2.9" in lines[0]
     assert "target.ply: 900 points" in lines[1]
     text = result.stdout
-    assert "voxel size 0.05, max correspondence distance 0.125" in text
+    assert "voxel size 0.05 (from the data), max correspondence distance 0.125 (from the data)" in text
     assert "0.75 s (search 0.25, refine 0.50)" in text
     assert "rotation 36.870 deg about (0, 0, 1), translation (0.3, -0.2, 0.1)" in text
     assert "75.0% of the source points have a counterpart, inlier RMSE 0.0125, 2 iterations" in text
@@ -153,6 +153,7 @@ def test_options_reach_the_library(scans: tuple[Path, Path], library: Library, t
         "with_scaling": True,
         "num_threads": 2,
         "seed": 7,
+        "progress": False,
         "source_viewpoint": (1.0, 2.0, -3.0),
         "target_viewpoint": (4.0, 5.0, 6.0),
     }
@@ -398,13 +399,13 @@ def test_demo_compares_with_the_recorded_pose(
     folder.mkdir(parents=True)
     io.write(folder / "a.ply", surface())
     io.write(folder / "b.ply", apply_transform(TURN, surface()))
-    pair = {"about": "a sheet", "source": "a.ply", "target": "b.ply", "T_target_source": TURN.tolist()}
-    (folder / "pair.json").write_text(json.dumps(pair))
+    pair = {"source": "a.ply", "target": "b.ply", "unit": "m", "T_target_source": TURN.tolist()}
+    (folder / "truth.json").write_text(json.dumps(pair))
     monkeypatch.chdir(tmp_path)
     result = run("demo")
-    assert result.exit_code == 0 and "the recorded pose: 0.000 deg and 0 from it" in result.stdout
+    assert result.exit_code == 0 and "the recorded pose: 0.000 deg and 0 m from it" in result.stdout
     pair["T_target_source"] = np.eye(4).tolist()
-    (folder / "pair.json").write_text(json.dumps(pair))
+    (folder / "truth.json").write_text(json.dumps(pair))
     wrong = run("demo")
     assert wrong.exit_code == 3 and "NOT the recorded pose: 36.870 deg" in wrong.stdout
 
