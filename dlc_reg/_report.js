@@ -47,24 +47,42 @@
     const margin = 0.02 * (high - low) || 1e-9;
     return [low - margin, high + margin];
   });
-  const eye = (direction, distance) => ({ x: direction[0] * distance, y: direction[1] * distance, z: direction[2] * distance });
   const vector = (v) => ({ x: v[0], y: v[1], z: v[2] });
-  const DISTANCE = 1.7;
+  const scaled = (v, by) => ({ x: v.x * by, y: v.y * by, z: v.z * by });
   const VIEWS = {
-    start: { eye: eye(data.view, DISTANCE), up: vector(data.up) },
-    x: { eye: eye([1, 0, 0], DISTANCE), up: vector([0, 0, 1]) },
-    y: { eye: eye([0, -1, 0], DISTANCE), up: vector([0, 0, 1]) },
-    z: { eye: eye([0, 0, 1], DISTANCE), up: vector([0, 1, 0]) },
+    start: { from: data.view, up: data.up },
+    x: { from: [1, 0, 0], up: [0, 0, 1] },
+    y: { from: [0, -1, 0], up: [0, 0, 1] },
+    z: { from: [0, 0, 1], up: [0, 1, 0] },
   };
-  const camera = (name) => ({ ...VIEWS[name], center: vector([0, 0, 0]) });
+  // Plotly draws a box whose edges have the geometric mean 1, through a lens of 45 degrees. Returns how far the eye
+  // must be for every point to be seen, where the free part of the panel is `shape` times as wide as it is high.
+  const distance = (parts, ranges, { from, up }, shape = 1) => {
+    const right = [up[1] * from[2] - up[2] * from[1], up[2] * from[0] - up[0] * from[2], up[0] * from[1] - up[1] * from[0]];
+    const size = Math.cbrt(ranges.reduce((product, [low, high]) => product * (high - low), 1));
+    const lens = Math.tan(Math.PI / 8);
+    let needed = 0;
+    for (const part of parts) {
+      for (let i = 0; i < part.x.length; i += 1) {
+        const at = ["x", "y", "z"].map((axis, k) => (part[axis][i] - (ranges[k][0] + ranges[k][1]) / 2) / size);
+        const along = (v) => at[0] * v[0] + at[1] * v[1] + at[2] * v[2];
+        needed = Math.max(needed, Math.max(Math.abs(along(up)), Math.abs(along(right)) / shape) / lens + along(from));
+      }
+    }
+    return 1.1 * needed;
+  };
+  const cameraOf = (parts, ranges, view, shape) => {
+    const { from, up } = VIEWS[view];
+    return { eye: scaled(vector(from), distance(parts, ranges, VIEWS[view], shape)), up: vector(up), center: vector([0, 0, 0]) };
+  };
 
   const axis = (range) => ({
     range, title: { text: "" }, showbackground: false, showspikes: false, zeroline: false, showticklabels: false, showgrid: false,
   });
-  const sceneLayout = (ranges) => ({
+  const sceneLayout = (parts, ranges, shape) => ({
     margin: { l: 0, r: 0, t: 0, b: 0 }, paper_bgcolor: "rgba(0,0,0,0)", showlegend: false,
     font: { color: colour("text"), family: "system-ui, sans-serif", size: 12 },
-    scene: { aspectmode: "data", dragmode: "orbit", camera: camera("start"), xaxis: axis(ranges[0]), yaxis: axis(ranges[1]), zaxis: axis(ranges[2]) },
+    scene: { aspectmode: "data", dragmode: "orbit", camera: cameraOf(parts, ranges, "start", shape), xaxis: axis(ranges[0]), yaxis: axis(ranges[1]), zaxis: axis(ranges[2]) },
   });
   const points = (cloud, values, scale, extra = {}) => ({
     type: "scatter3d", mode: "markers", ...cloud, hoverinfo: "skip",
@@ -77,46 +95,57 @@
     return { cloud: { x: take(clouds.after.x), y: take(clouds.after.y), z: take(clouds.after.z) }, values: take(residuals) };
   };
 
+  const everything = [clouds.before, clouds.after, clouds.target];
+  const SCENES = { before: everything, after: everything, heat: [clouds.after] };
+  const SHAPES = { before: 1, after: 1, heat: 0.7 };  // beside the heat map stands its colour bar
+  const ranges = Object.fromEntries(Object.entries(SCENES).map(([id, parts]) => [id, bounds(parts)]));
+
   const drawScenes = () => {
-    const ranges = bounds([clouds.before, clouds.after, clouds.target]);
     const target = points(clouds.target, shades.target, TARGET);
     const near = where((value) => value < data.limit);
     const far = where((value) => value >= data.limit);
-    const bar = { title: { text: "distance", side: "right" }, thickness: 12, len: 0.8, outlinewidth: 0, nticks: 6, exponentformat: "power" };
-    return [
-      Plotly.newPlot("before", [target, points(clouds.before, shades.before, SOURCE)], sceneLayout(ranges), CONFIG),
-      Plotly.newPlot("after", [target, points(clouds.after, shades.after, SOURCE)], sceneLayout(ranges), CONFIG),
-      Plotly.newPlot("heat", [
+    const bar = { title: { text: "distance", side: "right" }, thickness: 12, len: 0.8, outlinewidth: 0, nticks: 6, exponentformat: "power", minexponent: 5 };
+    const traces = {
+      before: [target, points(clouds.before, shades.before, SOURCE)],
+      after: [target, points(clouds.after, shades.after, SOURCE)],
+      heat: [
         points(far.cloud, colour("grey"), undefined),
         points(near.cloud, near.values, HEAT, { cmin: 0, cmax: data.heatMax, colorbar: bar, showscale: true }),
-      ], sceneLayout(bounds([clouds.after])), CONFIG),
-    ];
+      ],
+    };
+    return Object.keys(SCENES).map((id) => Plotly.newPlot(id, traces[id], sceneLayout(SCENES[id], ranges[id], SHAPES[id]), CONFIG));
   };
 
+  // The scenes turn together. The heat map has a box of its own, so its eye moves by the ratio of the two distances.
+  const reach = Object.fromEntries(Object.keys(SCENES).map((id) => [id, distance(SCENES[id], ranges[id], VIEWS.start, SHAPES[id])]));
   const linkScenes = () => {
-    const scenes = ["before", "after", "heat"].map(byId);
     let moving = false;
     const follow = (leader, changes) => {
       const view = changes["scene.camera"];
       if (!view || moving) return;
       moving = true;
-      Promise.all(scenes.filter((scene) => scene !== leader).map((scene) => Plotly.relayout(scene, { "scene.camera": view })))
-        .finally(() => { moving = false; });
+      const others = Object.keys(SCENES).filter((id) => id !== leader);
+      Promise.all(others.map((id) => {
+        const by = reach[id] / reach[leader];
+        return Plotly.relayout(id, { "scene.camera": { eye: scaled(view.eye, by), center: scaled(view.center, by), up: view.up } });
+      })).finally(() => { moving = false; });
     };
-    for (const scene of scenes) {
-      scene.on("plotly_relayouting", (changes) => follow(scene, changes));
-      scene.on("plotly_relayout", (changes) => follow(scene, changes));
+    for (const id of Object.keys(SCENES)) {
+      byId(id).on("plotly_relayouting", (changes) => follow(id, changes));
+      byId(id).on("plotly_relayout", (changes) => follow(id, changes));
     }
   };
   for (const button of document.querySelectorAll("[data-view]")) {
-    button.addEventListener("click", () => Plotly.relayout("after", { "scene.camera": camera(button.dataset.view) }));
+    button.addEventListener("click", () => {
+      Plotly.relayout("after", { "scene.camera": cameraOf(SCENES.after, ranges.after, button.dataset.view) });
+    });
   }
 
   const chartLayout = (x, y) => ({
     margin: { l: 64, r: 22, t: 18, b: 58 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, bargap: 0.06,
     font: { color: colour("text"), family: "system-ui, sans-serif", size: 12 }, dragmode: false, hovermode: "closest",
-    xaxis: { title: { text: x }, gridcolor: colour("line"), zeroline: false, fixedrange: true, exponentformat: "power" },
-    yaxis: { title: { text: y }, gridcolor: colour("line"), zeroline: false, fixedrange: true, rangemode: "tozero", exponentformat: "power", automargin: true },
+    xaxis: { title: { text: x }, gridcolor: colour("line"), zeroline: false, fixedrange: true, exponentformat: "power", minexponent: 5 },
+    yaxis: { title: { text: y }, gridcolor: colour("line"), zeroline: false, fixedrange: true, rangemode: "tozero", exponentformat: "power", minexponent: 5, automargin: true },
   });
 
   const drawHistogram = () => {

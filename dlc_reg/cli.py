@@ -6,6 +6,7 @@ Exit codes: 0 the pose can be trusted, 2 doubtful or ambiguous, 3 failed, 64 bad
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import os
 import sys
@@ -294,7 +295,7 @@ def doctor(as_json: bool) -> None:
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
     facts = {
         **versions(),
-        "SIMD": torch.backends.cpu.get_cpu_capability(),
+        "SIMD": importlib.import_module("dlc_reg._core").simd_level(),
         "CUDA": cuda,
         "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -374,6 +375,21 @@ class TestBrowser:
         dom = chromium.dom(frame, "--allow-file-access-from-files")
         needs, has = map(int, re.search(r"<title>(\d+) of (\d+)</title>", dom).groups())
         assert has <= 360 and needs <= has
+
+    def test_views_turn_together(self, tmp_path: Path, chromium: Browser) -> None:
+        make().report(tmp_path / "page.html")
+        frame = tmp_path / "frame.html"
+        frame.write_text(
+            "<iframe src=page.html style='width:900px;height:900px'></iframe><script>"
+            "const frame = document.querySelector('iframe'); frame.onload = () => setTimeout(() => {"
+            "const page = frame.contentDocument; page.querySelector('[data-view=z]').click(); setTimeout(() => {"
+            "const eye = (id) => page.getElementById(id).layout.scene.camera.eye;"
+            "document.title = JSON.stringify(['before', 'after', 'heat'].map(eye)) }, 2000) }, 4000)</script>"
+        )
+        dom = chromium.dom(frame, "--allow-file-access-from-files")
+        eyes = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", dom)[1]))
+        for eye in eyes:
+            assert eye["x"] == pytest.approx(0) and eye["y"] == pytest.approx(0) and eye["z"] > 0.5
 
     def test_page_prints(self, tmp_path: Path, chromium: Browser) -> None:
         page = make().report(tmp_path / "page.html")
