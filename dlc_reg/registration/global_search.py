@@ -49,7 +49,7 @@ class Thinned:
         for size in (voxel, voxel / 2):
             points = ops.voxel_downsample(cloud.points, size, num_threads=num_threads)
             indices.append(ops.SearchIndex(points, num_threads=num_threads))
-            normals = ops.estimate_normals(indices[-1], k=20, num_threads=num_threads)
+            normals = ops.estimate_normals(indices[-1], k=_neighbours(len(points)), num_threads=num_threads)
             bin_angle = BIN_ANGLE
             if eye is not None:
                 rays = points - eye
@@ -205,6 +205,11 @@ def _voxel_size_for(points: Tensor, count: int) -> float:
         else:
             high = middle
     return high
+
+
+def _neighbours(count: int) -> int:
+    """How many make a normal: 20, and fewer where 20 would span much of a small cloud."""
+    return min(20, max(12, count // 25))
 
 
 def _near(a: Tensor, b: Tensor, center: Tensor, angle: float, shift: float) -> Tensor:
