@@ -63,6 +63,8 @@ class Console(click.Group):
         except BrokenPipeError:  # the reader of our output has gone, as in `dlc-reg info x.ply | head -1`
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             code = Exit.INTERNAL
+        except OSError as error:  # a full disk, say: nobody's fault here
+            code = _complain(str(error), Exit.INTERNAL, debug)
         except Exception as error:
             what = f"{type(error).__name__}: {error}".split("\n")[0]
             remedy = "please report it with the output of `dlc-reg doctor`; --debug shows where"

@@ -108,7 +108,7 @@ def _figures(result: RegistrationResult) -> list[tuple[str, str]]:
         ("Fitness", f"{result.fitness:.1%}"),
         ("Inlier RMSE", number(result.inlier_rmse)),
         ("Iterations", str(result.iterations)),
-        *([("Trust", f"{result.settings['trust']:.1%}")] if "trust" in result.settings else []),
+        *([("Trust", f"{min(result.settings['trust'], 0.99):.2f}")] if "trust" in result.settings else []),
         ("Time", f"{total_seconds(result.timings):.2f} s"),
     ]
 

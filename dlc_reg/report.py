@@ -119,7 +119,7 @@ def _figure(result: RegistrationResult, scene: Scene, caption: bool = True) -> A
     if caption:
         colour = VERDICT_COLOURS.get(result.verdict, "#444444") if result.verdict else "#444444"
         sentence = textwrap.shorten(headline(result), 210, placeholder=" …")
-        sentence = textwrap.fill(sentence, 110 if len(sentence) <= 110 else 8 + len(sentence) // 2)
+        sentence = textwrap.fill(sentence, 116 if len(sentence) <= 116 else 8 + len(sentence) // 2)
         figure.text(0.5, 0.36 / height, sentence, ha="center", va="center", fontsize=11, color=colour, parse_math=False)
     return figure
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from dlc_reg.geometry import PointCloud, apply_transform
 from dlc_reg.iterate import Status
 from dlc_reg.registration.result import RegistrationResult, Verdict
 
+SAMPLES = Path(__file__).resolve().parents[1] / "datasets" / "samples" / "bunny"
 TURN = np.array([[0.8, -0.6, 0, 0.3], [0.6, 0.8, 0, -0.2], [0, 0, 1, 0.1], [0, 0, 0, 1]])
 
 
@@ -421,15 +423,22 @@ def test_demo_outside_a_checkout_says_where_to_run_it(tmp_path: Path, monkeypatc
 def test_program_registers_and_its_exit_code_is_the_verdict(tmp_path: Path) -> None:
     folder = tmp_path / "données 点群 ñ"
     folder.mkdir()
-    points = surface(3000)
-    io.write(folder / "quelle.ply", points[points[:, 0] < 0.7])
-    io.write(folder / "ziel.ply", apply_transform(TURN, points[points[:, 0] > -0.7]))
+    pair = json.loads((SAMPLES / "truth.json").read_text())
+    shutil.copy(SAMPLES / pair["source"], folder / "quelle.ply")
+    shutil.copy(SAMPLES / pair["target"], folder / "ziel.ply")
     result = spawn("register", "quelle.ply", "ziel.ply", "--json", "-o", "bewegt ü.ply", cwd=folder)
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 0 and result.stderr == "", result.stderr
     document = json.loads(result.stdout)
-    np.testing.assert_allclose(document["transformation"], TURN, atol=1e-3)
+    np.testing.assert_allclose(document["transformation"], pair["T_target_source"], atol=5e-3)
     assert document["exit_code"] == 0 and document["verdict"] == "aligned"
     assert (folder / "bewegt ü.ply").exists()
+
+
+def test_program_demo_finds_the_recorded_pose(tmp_path: Path) -> None:
+    result = spawn("demo", "--report", tmp_path / "page.html", cwd=tmp_path)
+    assert result.returncode == 0 and "the recorded pose" in result.stdout and "NOT" not in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("VERDICT  aligned")
+    assert (tmp_path / "page.html").stat().st_size > 1_000_000
 
 
 def test_program_fails_on_what_does_not_fit(tmp_path: Path) -> None:
