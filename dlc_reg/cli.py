@@ -179,7 +179,8 @@ def _summary(result: RegistrationResult, given: list[str]) -> None:
     console.line("took", f"{total_seconds(timings):.2f} s" + (f" ({', '.join(stages)})" if stages else ""))
     rotation, shift = result.transformation[:3, :3], result.transformation[:3, 3]
     turn = f"{np.degrees(rotation_angle(rotation)):.3f} deg about {console.vector(rotation_axis(rotation))}"
-    console.line("pose", f"rotation {turn}, translation {console.vector(shift)}")
+    scale = f", scale {number(float(np.cbrt(np.linalg.det(rotation))))}" if settings.get("with_scaling") else ""
+    console.line("pose", f"rotation {turn}, translation {console.vector(shift)}{scale}")
     share = f"{result.fitness:.1%} of the source points have a counterpart"
     console.line("fit", f"{share}, inlier RMSE {number(result.inlier_rmse)}, {result.iterations} iterations")
 

@@ -59,7 +59,12 @@ class Library:
             history=[{"fitness": 0.5, "inlier_rmse": np.nan}, {"fitness": 0.75, "inlier_rmse": np.float32(0.5)}],
             verdict=self.verdict,
             verdict_reasons=self.reasons,
-            settings={"voxel_size": 0.05, "max_correspondence_distance": 0.125, "seed": 0},
+            settings={
+                "voxel_size": 0.05,
+                "max_correspondence_distance": 0.125,
+                "seed": 0,
+                "with_scaling": options.get("with_scaling", False),
+            },
             timings={"search": 0.25, "refine": 0.5},
             clouds=(source, target),
         )
@@ -144,7 +149,8 @@ def test_options_reach_the_library(scans: tuple[Path, Path], library: Library, t
     options = ["--voxel-size", "0.1", "--max-correspondence-distance", "0.3", "--method", "point-to-plane"]
     options += ["--with-scaling", "--num-threads", "2", "--seed", "7"]
     options += ["--source-viewpoint", "1", "2", "-3", "--target-viewpoint", "4", "5", "6", "--init", str(start)]
-    assert run("register", *scans, *options).exit_code == 0
+    result = run("register", *scans, *options)
+    assert result.exit_code == 0 and "scale 1\n" in result.stdout and "voxel size 0.05 (given)" in result.stdout
     given = dict(library.calls[-1])
     np.testing.assert_array_equal(given.pop("init"), TURN)
     del given["source"], given["target"]
