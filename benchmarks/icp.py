@@ -52,7 +52,6 @@ def competitors(
     import small_gicp
     import torch
 
-    import dlc_reg
     from dlc_reg.pipelines import registration as reg
 
     torch.set_num_threads(1)
@@ -60,8 +59,6 @@ def competitors(
     a = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(source))
     b = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(target))
     b.normals = o3d.utility.Vector3dVector(normals)
-    ours_source = dlc_reg.PointCloud.from_any(source)
-    ours_target = dlc_reg.PointCloud.from_any(target, normals=normals)
     small_source, small_target = small_gicp.PointCloud(source), small_gicp.PointCloud(target)
     homogeneous = np.concatenate([normals, np.zeros((len(normals), 1))], 1)
     small_gicp.estimate_normals(small_target, num_neighbors=10, num_threads=1)
@@ -91,8 +88,8 @@ def competitors(
 
     def run_ours() -> tuple[NDArray[np.float64], int]:
         r = reg.registration_icp(
-            ours_source,
-            ours_target,
+            a,
+            b,
             distance,
             init,
             reg.TransformationEstimationPointToPlane(),

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -87,9 +88,9 @@ def register(
     _check_options(method, voxel_size, max_correspondence_distance, num_threads, device, with_scaling)
     with _Stages(progress) as stages:
         with stages("read"):
-            common = {"remove_non_finite": remove_non_finite, "seed": seed}
-            moving = PointCloud.from_any(source, name="source", viewpoint=source_viewpoint, **common)
-            fixed = PointCloud.from_any(target, name="target", viewpoint=target_viewpoint, **common)
+            read = partial(PointCloud.from_any, remove_non_finite=remove_non_finite, seed=seed)
+            moving = read(source, name="source", viewpoint=source_viewpoint)
+            fixed = read(target, name="target", viewpoint=target_viewpoint)
             start = None if init is None else check_rigid(init, "init", with_scaling=with_scaling)
             if not with_scaling:
                 check_pair(moving, fixed)
@@ -209,7 +210,7 @@ def _choose(search: GlobalSearch, candidates: Any, start: torch.Tensor | None) -
 
 
 def _register_similar(task: _Task, stages: _Stages) -> RegistrationResult:
-    """A rigid search for each of a few scales about the ratio of the clouds' sizes; the scale is then refined with it."""
+    """A rigid search at each of a few scales about the ratio of the clouds' sizes; then the scale is refined too."""
     source, target = task.source, task.target
     if task.start is not None:
         scales = [float(np.cbrt(np.linalg.det(task.start[:3, :3])))]
@@ -239,10 +240,14 @@ def _register_similar(task: _Task, stages: _Stages) -> RegistrationResult:
             callback=task.callback,
             num_threads=task.num_threads,
         )
-    similar.settings = result.settings | similar.settings | {
-        "scale": float(np.cbrt(np.linalg.det(similar.transformation[:3, :3]))),
-        "scales_tried": scales,
-    }
+    similar.settings = (
+        result.settings
+        | similar.settings
+        | {
+            "scale": float(np.cbrt(np.linalg.det(similar.transformation[:3, :3]))),
+            "scales_tried": scales,
+        }
+    )
     similar.verdict, similar.verdict_reasons = result.verdict, result.verdict_reasons
     if similar.status is Status.NO_CORRESPONDENCES:
         similar.verdict, similar.verdict_reasons = Verdict.FAILED, [similar.status.value]

@@ -3,9 +3,9 @@
     python tools/calibrate_verdict.py 3dmatch_dev.npz [--pairs 200] [--seed 101] [--viewpoints]
 
 The file holds fragments of several scenes with the true poses of matching pairs (`points_q`, `scale`, `offsets`,
-`scene`, and for each benchmark `*_pairs`, `*_T`). As many pairs of 3DMatch, of 3DLoMatch and of fragments from different
-scenes (which have no answer) are registered. The fit is a logistic regression; the figures printed hold each scene out
-in turn. Right is within 15 degrees and 0.3 m. The threshold is the one at which 1% of what is trusted is wrong.
+`scene`, and for each benchmark `*_pairs`, `*_T`). As many pairs of 3DMatch, of 3DLoMatch and of fragments from
+different scenes (which have no answer) are registered. The fit is a logistic regression; the figures printed hold each
+scene out in turn. Right is within 15 degrees and 0.3 m. At the threshold, 1% of what is trusted is wrong.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def main() -> None:
     auc = float((above[:, None] > below).mean())
     threshold = 1 / (1 + np.exp(-held_out[order[trusted - 1]]))
     print(f"{len(y)} registrations, {int(y.sum())} right, seed {options.seed}, viewpoints {options.viewpoints}")
-    print(f"scenes held out: AUC {auc:.3f}; at {WRONG_TRUSTED:.0%} wrong among the trusted, {kept:.0%} of the right are")
+    print(f"scenes held out: AUC {auc:.3f}; {kept:.0%} of the right trusted at {WRONG_TRUSTED:.0%} wrong")
     print("weights", np.round(fit(x, y), 3).tolist(), "threshold", round(float(threshold), 3))
 
 

@@ -92,7 +92,13 @@ def read_correspondences(corres: Any, source_count: int, target_count: int) -> N
 
 
 def prepare_pair(
-    source: Cloud, target: Cloud, objective: Objective, *, max_distance: float, source_count: int | None = None
+    source: Cloud,
+    target: Cloud,
+    objective: Objective,
+    *,
+    max_distance: float,
+    source_count: int | None = None,
+    num_threads: int | None = None,
 ) -> Pair:
     """The pair in local frames, with the update's pivot where Open3D has it: at the origin of the target's frame.
 
@@ -109,6 +115,7 @@ def prepare_pair(
         max_distance=max_distance,
         pivot=pivot,
         source_count=source_count,
+        num_threads=num_threads,
     )
 
 

@@ -102,6 +102,8 @@ def registration_icp(
     init: Any = _IDENTITY,
     estimation_method: TransformationEstimation = _POINT_TO_POINT,
     criteria: ICPConvergenceCriteria = _CRITERIA,
+    *,
+    num_threads: int | None = None,
 ) -> RegistrationResult:
     """Iterative closest points from `init` (4, 4), T_target_source.
 
@@ -110,6 +112,7 @@ def registration_icp(
         max_correspondence_distance: pairs further apart are ignored, in the points' unit; inf is allowed.
         estimation_method: `TransformationEstimationPointToPoint()`, `...PointToPlane()`, ...
         criteria: when to stop.
+        num_threads: None for all cores; Open3D has no such argument. The result does not depend on it.
 
     Raises:
         InputError: distance <= 0, missing normals, non-finite target, non-finite init.
@@ -127,7 +130,7 @@ def registration_icp(
     s, kept = drop_non_finite(s)
     check_finite(s, "source")
     convergence = Convergence(criteria.relative_fitness, criteria.relative_rmse, max(0, criteria.max_iteration))
-    return _run(s, t, kept, total, distance, start, estimation, convergence)
+    return _run(s, t, kept, total, distance, start, estimation, convergence, num_threads)
 
 
 def registration_generalized_icp(
@@ -137,12 +140,16 @@ def registration_generalized_icp(
     init: Any = _IDENTITY,
     estimation_method: TransformationEstimationForGeneralizedICP = _GENERALIZED,
     criteria: ICPConvergenceCriteria = _CRITERIA,
+    *,
+    num_threads: int | None = None,
 ) -> RegistrationResult:
     """Generalized ICP (Segal et al., RSS 2009); arguments and errors as `registration_icp`."""
     estimation = _as_estimation(estimation_method)
     if not isinstance(estimation, TransformationEstimationForGeneralizedICP):
         raise TypeError(_wrong("estimation_method", estimation_method, "TransformationEstimationForGeneralizedICP"))
-    return registration_icp(source, target, max_correspondence_distance, init, estimation, criteria)
+    return registration_icp(
+        source, target, max_correspondence_distance, init, estimation, criteria, num_threads=num_threads
+    )
 
 
 def registration_symmetric_icp(
@@ -152,12 +159,16 @@ def registration_symmetric_icp(
     init: Any = _IDENTITY,
     estimation_method: TransformationEstimationSymmetric = _SYMMETRIC,
     criteria: ICPConvergenceCriteria = _CRITERIA,
+    *,
+    num_threads: int | None = None,
 ) -> RegistrationResult:
     """Symmetric point-to-plane ICP (Rusinkiewicz, SIGGRAPH 2019); arguments and errors as `registration_icp`."""
     estimation = _as_estimation(estimation_method)
     if not isinstance(estimation, TransformationEstimationSymmetric):
         raise TypeError(_wrong("estimation_method", estimation_method, "TransformationEstimationSymmetric"))
-    return registration_icp(source, target, max_correspondence_distance, init, estimation, criteria)
+    return registration_icp(
+        source, target, max_correspondence_distance, init, estimation, criteria, num_threads=num_threads
+    )
 
 
 def evaluate_registration(
@@ -198,13 +209,14 @@ def _run(
     start: Array,
     estimation: TransformationEstimation,
     convergence: Convergence,
+    num_threads: int | None = None,
 ) -> RegistrationResult:
     if not len(source.points) or not len(target.points) or not distance > 0:
         empty = RegistrationResult()
         empty.transformation, empty.status = start.copy(), Status.NO_CORRESPONDENCES
         return empty
     objective = estimation._objective()
-    pair = prepare_pair(source, target, objective, max_distance=distance, source_count=total)
+    pair = prepare_pair(source, target, objective, max_distance=distance, source_count=total, num_threads=num_threads)
     result = RegistrationResult(icp_pair(pair, objective, start, convergence=convergence))
     if kept is not None:
         result.correspondence_set[:, 0] = kept[result.correspondence_set[:, 0]]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -132,15 +132,14 @@ class GlobalSearch:
 
     def refine(self, poses: Tensor) -> Tensor:
         """Point-to-plane, first on the coarse and then on the fine points."""
-        common = {"oriented": self.oriented, "num_threads": self.num_threads}
+        refine = partial(ops.refine_poses, oriented=self.oriented, num_threads=self.num_threads)
         v, source, target = self.voxel, self.source, self.target
-        poses = ops.refine_poses(
-            source.coarse, target.coarse, poses, iterations=10, first_distance=2.5 * v, last_distance=1.5 * v, **common
+        poses = refine(
+            source.coarse, target.coarse, poses, iterations=10, first_distance=2.5 * v, last_distance=1.5 * v
         )
-        return ops.refine_poses(
-            source.fine, target.fine, poses, iterations=4, first_distance=1.2 * v, last_distance=0.8 * v, samples=2000,
-            **common,
-        )  # fmt: skip
+        return refine(
+            source.fine, target.fine, poses, iterations=4, first_distance=1.2 * v, last_distance=0.8 * v, samples=2000
+        )
 
     def judge(
         self,

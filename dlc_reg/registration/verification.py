@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dlc_reg.iterate import Status
 from dlc_reg.registration.freedom import surface_curvature
-from dlc_reg.registration.result import RegistrationResult, Verdict
 from dlc_reg.registration.global_search import NORMAL_COSINE, Candidates, GlobalSearch
+from dlc_reg.registration.result import RegistrationResult, Verdict
 
 OTHER_ANGLE = math.radians(15)  # poses further apart than this, or than OTHER_VOXELS, are different answers
 OTHER_VOXELS = 6.0
@@ -62,7 +62,7 @@ def _weakest(search: GlobalSearch, pose: Tensor) -> float:
     source, target = search.source.coarse, search.target.coarse
     moved = source.points.double() @ pose[:3, :3].T + pose[:3, 3]
     normals = source.normals.double() @ pose[:3, :3].T
-    distances, indices = search.target.index.knn(moved.float(), max_distance=search.voxel, num_threads=search.num_threads)
+    _, indices = search.target.index.knn(moved.float(), max_distance=search.voxel, num_threads=search.num_threads)
     inside, nearest = indices[:, 0] >= 0, indices[:, 0].clamp(min=0)
     cosine = (normals * target.normals[nearest]).sum(1)
     inside &= (cosine if search.oriented else cosine.abs()) > NORMAL_COSINE
@@ -99,6 +99,7 @@ _MODELS = {
     True: _Model((1.567, 0.627, 1.082, 8.432), -4.5, 0.9),
 }
 HOPELESS = 0.02  # below this trust a pose is called failed
+PLAUSIBLE_OVERLAP = 0.3  # from which several poses are told apart from none
 RIVAL_OVERLAP = 0.9  # a different pose with this share of the best one's overlap, and
 RIVAL_GAP = 0.5  # a score no further below, explains the clouds as well
 
@@ -113,19 +114,23 @@ def trust(evidence: Evidence, oriented: bool) -> float:
 def decide(evidence: Evidence, result: RegistrationResult, oriented: bool) -> tuple[Verdict, list[str]]:
     """The verdict, and its reasons as sentences."""
     if result.status in (Status.NO_CORRESPONDENCES, Status.DIVERGED) or not len(result.correspondence_set):
-        return Verdict.FAILED, [result.status.value]
+        status = result.status if len(result.correspondence_set) else Status.NO_CORRESPONDENCES
+        return Verdict.FAILED, [status.value]
     p = trust(evidence, oriented)
     facts = (
         f"{evidence.overlap:.0%} of the surfaces overlap, {evidence.matches:.0f} feature matches agree, "
         f"trust {min(p, 0.99):.2f}"
     )
+    free = [
+        f"the matched surface {text}, so that the pose is not determined" for text in result.settings["free_motions"]
+    ]
+    if free and evidence.overlap > PLAUSIBLE_OVERLAP:
+        return Verdict.AMBIGUOUS, [*free, facts]
+    rival = evidence.rival_overlap > RIVAL_OVERLAP * evidence.overlap and abs(evidence.gap) < RIVAL_GAP
+    if rival and evidence.overlap > PLAUSIBLE_OVERLAP:
+        return Verdict.AMBIGUOUS, [f"a different pose explains the clouds as well (symmetric or repetitive?): {facts}"]
     if p < HOPELESS:
         return Verdict.FAILED, [f"no pose explains both clouds: {facts}"]
-    free = [f"the matched surface {text}, so that the pose is not determined" for text in result.settings["free_motions"]]
-    if free:
-        return Verdict.AMBIGUOUS, [*free, facts]
-    if evidence.rival_overlap > RIVAL_OVERLAP * evidence.overlap and abs(evidence.gap) < RIVAL_GAP:
-        return Verdict.AMBIGUOUS, [f"a different pose explains the clouds as well (symmetric or repetitive?): {facts}"]
     if evidence.gap < 0:
         return Verdict.DOUBTFUL, [f"a different pose explains the clouds better; method 'auto' would find it: {facts}"]
     if p < _MODELS[oriented].threshold:
