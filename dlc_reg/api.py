@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +34,9 @@ OBJECTIVES: dict[str, Objective] = {
     "generalized": Generalized(),
 }
 METHODS = ("auto", "global", *OBJECTIVES)
+MIN_CELLS, MAX_CELLS = 3, 500_000  # voxels across a cloud
 WHOLE_CLOUD = 300_000  # clouds up to this size are refined whole, larger ones thinned
+SUSPECT_EXTENT_RATIO = 5.0  # from which on a failure may be one of units
 INIT_PREFERENCE = 0.3  # a given start keeps its basin unless another pose scores more than this above it
 SCALE_FACTORS = (1.0, 0.8, 1.25)  # tried about the ratio of the clouds' sizes, until one is trusted
 
@@ -85,7 +88,7 @@ def register(
     Raises:
         InputError: Bad input: says which argument, what was given and what is expected.
     """
-    _check_options(method, voxel_size, max_correspondence_distance, num_threads, device, with_scaling)
+    _check_options(method, voxel_size, max_correspondence_distance, num_threads, device, with_scaling, seed, callback)
     with _Stages(progress) as stages:
         with stages("read"):
             read = partial(PointCloud.from_any, remove_non_finite=remove_non_finite, seed=seed)
@@ -140,6 +143,10 @@ class _Lengths:
     def derive(task: _Task) -> _Lengths:
         spacing = max(task.source.spacing, task.target.spacing)
         voxel = task.voxel_size or working_voxel_size(task.source, task.target)
+        least, most = (f(task.source.extent, task.target.extent) for f in (min, max))
+        if not most / MAX_CELLS < voxel < least / MIN_CELLS:
+            given = f"{voxel:g} for clouds {least:.4g} and {most:.4g} wide"
+            raise InputError("voxel_size", given, f"between {most / MAX_CELLS:.2g} and {least / MIN_CELLS:.2g}")
         distance = task.max_correspondence_distance
         whole = max(len(task.source), len(task.target)) <= WHOLE_CLOUD
         return _Lengths(voxel, spacing, distance or max(voxel / 2, 2.5 * spacing), distance is not None, whole)
@@ -187,6 +194,11 @@ def _register_rigid(task: _Task, stages: _Stages) -> RegistrationResult:
         final = torch.from_numpy(localize(result.transformation, source, target))
         evidence = verification.gather(search, final, candidates)
         result.verdict, result.verdict_reasons = verification.decide(evidence, result, search.oriented)
+        ratio = max(source.extent, target.extent) / min(source.extent, target.extent)
+        if result.verdict is Verdict.FAILED and ratio > SUSPECT_EXTENT_RATIO:
+            result.verdict_reasons.append(
+                f"the clouds are {ratio:.0f} times apart in size: one unit? or with_scaling=True"
+            )
     result.settings |= {
         "voxel_size": lengths.voxel_size,
         "spacing": lengths.spacing,
@@ -195,7 +207,7 @@ def _register_rigid(task: _Task, stages: _Stages) -> RegistrationResult:
         "hypotheses": len(candidates),
         "viewpoints_used": search.oriented,
         "evidence": asdict(evidence),
-        "trust": verification.trust(evidence, search.oriented),
+        "trust": verification.trust(evidence, search.oriented) if len(result.correspondence_set) else 0.0,
     }
     return result
 
@@ -288,18 +300,26 @@ def _check_options(
     num_threads: int | None,
     device: str | torch.device | None,
     with_scaling: bool,
+    seed: int,
+    callback: Callable[[dict[str, Any]], bool | None] | None,
 ) -> None:
     if method not in METHODS:
         raise InputError("method", repr(method), "one of " + ", ".join(map(repr, METHODS)))
     if with_scaling and method not in ("auto", "global", "point_to_point"):
         raise InputError("method", f"{method!r} with with_scaling", "'auto', 'global' or 'point_to_point'")
     for name, value in (("voxel_size", voxel_size), ("max_correspondence_distance", max_correspondence_distance)):
-        if value is not None and not (isinstance(value, (int, float, np.number)) and 0 < value < math.inf):
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if value is not None and not (number and 0 < value < math.inf):
             raise InputError(name, repr(value), "a positive finite length in the points' unit, or None")
-    if num_threads is not None and (not isinstance(num_threads, int) or num_threads < 1):
+    counted = isinstance(num_threads, numbers.Integral) and not isinstance(num_threads, bool) and num_threads >= 1
+    if num_threads is not None and not counted:
         raise InputError("num_threads", repr(num_threads), "a positive integer, or None for all cores")
-    if device is not None and torch.device(device).type != "cpu":
-        raise InputError("device", repr(str(device)), "'cpu' or None: this version has no CUDA kernels")
+    if not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or seed < 0:
+        raise InputError("seed", repr(seed), "an integer, 0 or above")
+    if callback is not None and not callable(callback):
+        raise InputError("callback", repr(callback), "a function of the iteration's record, or None")
+    if device is not None and str(device) != "cpu":
+        raise InputError("device", repr(device), "'cpu' or None: this version has no CUDA kernels")
 
 
 class _Stages:

@@ -99,7 +99,7 @@ _MODELS = {
     True: _Model((1.567, 0.627, 1.082, 8.432), -4.5, 0.9),
 }
 HOPELESS = 0.02  # below this trust a pose is called failed
-PLAUSIBLE_OVERLAP = 0.3  # from which several poses are told apart from none
+PLAUSIBLE_OVERLAP = 0.3  # from which on the surfaces do meet, in this pose or in several
 RIVAL_OVERLAP = 0.9  # a different pose with this share of the best one's overlap, and
 RIVAL_GAP = 0.5  # a score no further below, explains the clouds as well
 
@@ -129,10 +129,10 @@ def decide(evidence: Evidence, result: RegistrationResult, oriented: bool) -> tu
     rival = evidence.rival_overlap > RIVAL_OVERLAP * evidence.overlap and abs(evidence.gap) < RIVAL_GAP
     if rival and evidence.overlap > PLAUSIBLE_OVERLAP:
         return Verdict.AMBIGUOUS, [f"a different pose explains the clouds as well (symmetric or repetitive?): {facts}"]
-    if p < HOPELESS:
+    if p < HOPELESS and evidence.overlap < PLAUSIBLE_OVERLAP:
         return Verdict.FAILED, [f"no pose explains both clouds: {facts}"]
     if evidence.gap < 0:
         return Verdict.DOUBTFUL, [f"a different pose explains the clouds better; method 'auto' would find it: {facts}"]
     if p < _MODELS[oriented].threshold:
-        return Verdict.DOUBTFUL, [f"the evidence is thin: {facts}"]
+        return Verdict.DOUBTFUL, [f"too little singles this pose out: {facts}"]
     return Verdict.ALIGNED, [f"no other pose explains the clouds as well: {facts}"]
