@@ -55,21 +55,28 @@
     y: { from: [0, -1, 0], up: [0, 0, 1] },
     z: { from: [0, 0, 1], up: [0, 1, 0] },
   };
-  // Plotly draws a box whose edges have the geometric mean 1, through a lens of 45 degrees. Returns how far the eye
-  // must be for every point to be seen, where the free part of the panel is `shape` times as wide as it is high.
+  // The edges of a scene's box in Plotly's units. Not left to its aspectmode "data": that looks at the points of one
+  // scene, while a range here may span those of two, and the drawing would be squeezed.
+  const box = (ranges) => {
+    const size = Math.cbrt(ranges.reduce((product, [low, high]) => product * (high - low), 1));
+    return vector(ranges.map(([low, high]) => (high - low) / size));
+  };
+  // Through Plotly's lens of 45 degrees. Returns how far the eye must be to see all points but a few far ones, where the free
+  // part of the panel is `shape` times as wide as it is high.
   const distance = (parts, ranges, { from, up }, shape = 1) => {
     const right = [up[1] * from[2] - up[2] * from[1], up[2] * from[0] - up[0] * from[2], up[0] * from[1] - up[1] * from[0]];
-    const size = Math.cbrt(ranges.reduce((product, [low, high]) => product * (high - low), 1));
+    const scale = box(ranges).x / (ranges[0][1] - ranges[0][0]);
     const lens = Math.tan(Math.PI / 8);
-    let needed = 0;
+    const needed = [];
     for (const part of parts) {
       for (let i = 0; i < part.x.length; i += 1) {
-        const at = ["x", "y", "z"].map((axis, k) => (part[axis][i] - (ranges[k][0] + ranges[k][1]) / 2) / size);
+        const at = ["x", "y", "z"].map((axis, k) => (part[axis][i] - (ranges[k][0] + ranges[k][1]) / 2) * scale);
         const along = (v) => at[0] * v[0] + at[1] * v[1] + at[2] * v[2];
-        needed = Math.max(needed, Math.max(Math.abs(along(up)), Math.abs(along(right)) / shape) / lens + along(from));
+        needed.push(Math.max(Math.abs(along(up)), Math.abs(along(right)) / shape) / lens + along(from));
       }
     }
-    return 1.1 * needed;
+    needed.sort((a, b) => a - b);
+    return 1.1 * needed[Math.floor(0.998 * (needed.length - 1))];
   };
   const cameraOf = (parts, ranges, view, shape) => {
     const { from, up } = VIEWS[view];
@@ -82,7 +89,7 @@
   const sceneLayout = (parts, ranges, shape) => ({
     margin: { l: 0, r: 0, t: 0, b: 0 }, paper_bgcolor: "rgba(0,0,0,0)", showlegend: false,
     font: { color: colour("text"), family: "system-ui, sans-serif", size: 12 },
-    scene: { aspectmode: "data", dragmode: "orbit", camera: cameraOf(parts, ranges, "start", shape), xaxis: axis(ranges[0]), yaxis: axis(ranges[1]), zaxis: axis(ranges[2]) },
+    scene: { aspectmode: "manual", aspectratio: box(ranges), dragmode: "orbit", camera: cameraOf(parts, ranges, "start", shape), xaxis: axis(ranges[0]), yaxis: axis(ranges[1]), zaxis: axis(ranges[2]) },
   });
   const points = (cloud, values, scale, extra = {}) => ({
     type: "scatter3d", mode: "markers", ...cloud, hoverinfo: "skip",

@@ -376,20 +376,24 @@ class TestBrowser:
         needs, has = map(int, re.search(r"<title>(\d+) of (\d+)</title>", dom).groups())
         assert has <= 360 and needs <= has
 
-    def test_views_turn_together(self, tmp_path: Path, chromium: Browser) -> None:
-        make().report(tmp_path / "page.html")
+    def test_views_keep_proportions_and_turn_together(self, tmp_path: Path, chromium: Browser) -> None:
+        make(source=surface(500, 0) + np.array([2e4, 0, 0])).report(tmp_path / "page.html")
         frame = tmp_path / "frame.html"
         frame.write_text(
             "<iframe src=page.html style='width:900px;height:900px'></iframe><script>"
             "const frame = document.querySelector('iframe'); frame.onload = () => setTimeout(() => {"
             "const page = frame.contentDocument; page.querySelector('[data-view=z]').click(); setTimeout(() => {"
-            "const eye = (id) => page.getElementById(id).layout.scene.camera.eye;"
-            "document.title = JSON.stringify(['before', 'after', 'heat'].map(eye)) }, 2000) }, 4000)</script>"
+            "const say = (id) => { const { camera, aspectratio, ...axes } = page.getElementById(id)._fullLayout.scene;"
+            "const length = ({ range }) => range[1] - range[0];"
+            "const edges = ['x', 'y', 'z'].map((a) => aspectratio[a] / length(axes[a + 'axis']));"
+            "return { eye: camera.eye, edges } };"
+            "document.title = JSON.stringify(['before', 'after', 'heat'].map(say)) }, 2000) }, 4000)</script>"
         )
         dom = chromium.dom(frame, "--allow-file-access-from-files")
-        eyes = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", dom)[1]))
-        for eye in eyes:
+        for scene in json.loads(html.unescape(re.search(r"<title>(.*?)</title>", dom)[1])):
+            eye = scene["eye"]
             assert eye["x"] == pytest.approx(0) and eye["y"] == pytest.approx(0) and eye["z"] > 0.5
+            assert scene["edges"] == pytest.approx([scene["edges"][0]] * 3)
 
     def test_page_prints(self, tmp_path: Path, chromium: Browser) -> None:
         page = make().report(tmp_path / "page.html")
