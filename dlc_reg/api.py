@@ -20,7 +20,7 @@ from dlc_reg.geometry import PointCloud, check_pair, globalize, localize
 from dlc_reg.iterate import Status
 from dlc_reg.manifold import check_rigid
 from dlc_reg.registration import verification
-from dlc_reg.registration.global_search import GlobalSearch, working_voxel_size
+from dlc_reg.registration.global_search import Candidates, GlobalSearch, working_voxel_size
 from dlc_reg.registration.icp import coarse_to_fine
 from dlc_reg.registration.objectives import Generalized, Objective, PointToPlane, PointToPoint, Symmetric
 from dlc_reg.registration.result import RegistrationResult, Verdict
@@ -144,7 +144,7 @@ class _Lengths:
         spacing = max(task.source.spacing, task.target.spacing)
         voxel = task.voxel_size or working_voxel_size(task.source, task.target)
         least, most = (f(task.source.extent, task.target.extent) for f in (min, max))
-        if not most / MAX_CELLS < voxel < least / MIN_CELLS:
+        if task.voxel_size is not None and not most / MAX_CELLS < voxel < least / MIN_CELLS:
             given = f"{voxel:g} for clouds {least:.4g} and {most:.4g} wide"
             raise InputError("voxel_size", given, f"between {most / MAX_CELLS:.2g} and {least / MIN_CELLS:.2g}")
         distance = task.max_correspondence_distance
@@ -212,7 +212,7 @@ def _register_rigid(task: _Task, stages: _Stages) -> RegistrationResult:
     return result
 
 
-def _choose(search: GlobalSearch, candidates: Any, start: torch.Tensor | None) -> torch.Tensor:
+def _choose(search: GlobalSearch, candidates: Candidates, start: torch.Tensor | None) -> torch.Tensor:
     """The best candidate, or the refined start if it is nearly as good."""
     if start is not None:
         refined = search.judge(search.refine(start[None]))

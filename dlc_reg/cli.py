@@ -21,7 +21,7 @@ import numpy as np
 
 import dlc_reg
 from dlc_reg import _console as console
-from dlc_reg import io
+from dlc_reg import io, ops
 from dlc_reg._report_page import matrix_text, number, rotation_axis, total_seconds, versions
 from dlc_reg.api import METHODS
 from dlc_reg.errors import InputError
@@ -296,7 +296,7 @@ def doctor(as_json: bool) -> None:
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
     facts = {
         **versions(),
-        "SIMD": importlib.import_module("dlc_reg._core").simd_level(),
+        "SIMD": ops.simd_level(),
         "CUDA": cuda,
         "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
     }

@@ -5,7 +5,7 @@ twin of each in plain torch.
 """
 
 try:
-    from dlc_reg import _core  # noqa: F401
+    from dlc_reg._core import simd_level
 except ImportError as error:
     raise ImportError(
         f"dlc_reg's native module cannot be imported ({error}). Install the package (`pip install .` in the checkout, "
@@ -52,6 +52,7 @@ __all__ = [
     "propose_poses",
     "radius_search",
     "refine_poses",
+    "simd_level",
     "voxel_downsample",
     "voxel_groups",
 ]

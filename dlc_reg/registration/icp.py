@@ -192,7 +192,9 @@ def coarse_to_fine(
         )
         history += [{"level": level, "voxel_size": voxel, **record} for record in result.history]
         timings[f"level_{level}"] = time.perf_counter() - began
-    if voxel_sizes[-1] > 0:
+        if result.status is Status.STOPPED:
+            break
+    if voxel > 0:
         status, distance = result.status, max_distances[-1]
         whole_source, whole_target = (_thinned(cloud, 0.0, objective, num_threads) for cloud in (source, target))
         result = icp(
@@ -207,7 +209,7 @@ def coarse_to_fine(
         if len(result.correspondence_set):
             result.status = status
     result.history, result.timings = history, timings
-    result.iterations = len(history) - len(voxel_sizes)
+    result.iterations = len(history) - (level + 1)
     result.settings |= {
         "voxel_sizes": list(voxel_sizes),
         "max_correspondence_distances": list(max_distances),
