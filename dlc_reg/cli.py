@@ -6,7 +6,6 @@ Exit codes: 0 the pose can be trusted, 2 doubtful or ambiguous, 3 failed, 64 bad
 from __future__ import annotations
 
 import functools
-import importlib
 import json
 import os
 import sys
