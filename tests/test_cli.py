@@ -83,7 +83,8 @@ def run(*arguments: str | Path) -> Result:
     return result
 
 
-def spawn(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def spawn(*arguments: str | Path, cwd: str | Path = "/") -> subprocess.CompletedProcess[str]:
+    """Runs the program that is tested, installed or not; in a checkout's root the bare tree would go first."""
     root = Path(dlc_reg.__file__).parents[1]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "dlc_reg.cli", *map(str, arguments)]
@@ -441,6 +442,7 @@ def test_program_registers_and_its_exit_code_is_the_verdict(tmp_path: Path) -> N
 
 
 def test_program_demo_finds_the_recorded_pose(tmp_path: Path) -> None:
+    (tmp_path / "datasets").symlink_to(SAMPLES.parents[1])
     result = spawn("demo", "--report", tmp_path / "page.html", cwd=tmp_path)
     assert result.returncode == 0 and "the recorded pose" in result.stdout and "NOT" not in result.stdout
     assert result.stdout.splitlines()[-1].startswith("VERDICT  aligned")

@@ -127,7 +127,7 @@ def test_the_error_is_of_both_worlds_and_pickles() -> None:
 
 def test_a_missing_native_module_is_named() -> None:
     code = "import sys; sys.modules['dlc_reg._core'] = None\nimport dlc_reg.ops"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd="/")
     assert result.returncode != 0 and "native module cannot be imported" in result.stderr
 
 
@@ -135,5 +135,5 @@ def test_the_import_is_light() -> None:
     code = (
         "import sys, dlc_reg.ops; print([m for m in ('scipy', 'open3d', 'trimesh', 'matplotlib') if m in sys.modules])"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
     assert result.stdout.strip() == "[]"

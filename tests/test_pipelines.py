@@ -101,7 +101,7 @@ def test_open3d_is_not_imported():
         "p = np.random.default_rng(0).normal(size=(50, 3)); r.registration_icp(p, p + 0.01, 1.0);"
         "assert not any(m.split('.')[0] == 'open3d' for m in sys.modules), 'open3d'"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd="/")  # not the bare source tree
 
 
 # --- errors ---

@@ -23,7 +23,7 @@ def fpfh(
     normals (N, 3) that point to the sensor.
     """
     points, normals = index.points, normals.contiguous()
-    features = torch.empty(len(points), FEATURE_SIZE)
+    features = torch.empty(len(points), FEATURE_SIZE, dtype=torch.float32)
     _core.fpfh(
         index.tree,
         points.data_ptr(),
@@ -41,7 +41,7 @@ def nearest_features(a: Tensor, b: Tensor, *, num_threads: int | None = None) ->
     """For each row of a (N, D) the nearest row of b (M, D): indices (N,) int64 and squared distances (N,) float32."""
     a, b = a.contiguous(), b.contiguous()
     indices = torch.empty(len(a), dtype=torch.int64)
-    squared = torch.empty(len(a))
+    squared = torch.empty(len(a), dtype=torch.float32)
     _core.nearest_features(
         a.data_ptr(),
         len(a),

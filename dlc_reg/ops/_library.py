@@ -46,7 +46,7 @@ def build_tree(points: Tensor, num_threads: int) -> _core.KdTree:
 
 def tree_knn(tree: _core.KdTree, query: Tensor, k: int, limit: float, num_threads: int) -> tuple[Tensor, Tensor]:
     q = host("query", query)
-    distances = torch.empty((len(q), k))
+    distances = torch.empty((len(q), k), dtype=torch.float32)
     indices = torch.empty((len(q), k), dtype=torch.int64)
     tree.knn(q.data_ptr(), len(q), k, limit, distances.data_ptr(), indices.data_ptr(), num_threads)
     return distances.to(query.device), indices.to(query.device)
@@ -60,7 +60,7 @@ def tree_radius(tree: _core.KdTree, query: Tensor, radius: float, num_threads: i
     q = host("query", query)
     splits = torch.empty(len(q) + 1, dtype=torch.int64)
     total = tree.radius_count(q.data_ptr(), len(q), radius, splits.data_ptr(), num_threads)
-    distances = torch.empty(total)
+    distances = torch.empty(total, dtype=torch.float32)
     indices = torch.empty(total, dtype=torch.int64)
     tree.radius_fill(
         q.data_ptr(), len(q), radius, splits.data_ptr(), distances.data_ptr(), indices.data_ptr(), num_threads
@@ -79,7 +79,7 @@ def radius_search(query: Tensor, points: Tensor, radius: float, num_threads: int
 def voxel_groups(points: Tensor, voxel_size: float, num_threads: int) -> tuple[Tensor, Tensor]:
     p = host("points", points)
     inverse = torch.empty(len(p), dtype=torch.int64)
-    means = torch.empty((len(p), 3))
+    means = torch.empty((len(p), 3), dtype=torch.float32)
     try:
         m = _core.voxel_downsample(p.data_ptr(), len(p), voxel_size, inverse.data_ptr(), means.data_ptr(), num_threads)
     except ValueError as error:  # the grid does not fit
@@ -95,8 +95,8 @@ def morton_order(points: Tensor, num_threads: int) -> Tensor:
 
 
 def tree_geometry(tree: _core.KdTree, points: Tensor, k: int, limit: float, num_threads: int) -> tuple[Tensor, Tensor]:
-    normals = torch.empty((len(points), 3))
-    covariances = torch.empty((len(points), 6))
+    normals = torch.empty((len(points), 3), dtype=torch.float32)
+    covariances = torch.empty((len(points), 6), dtype=torch.float32)
     _core.normals(
         tree, points.data_ptr(), len(points), k, limit, normals.data_ptr(), covariances.data_ptr(), num_threads
     )

@@ -175,7 +175,7 @@ def linearize(
     covariances_of_target = _rows(kind, ("generalized",), "target_covariances", target_covariances, 6, m)
     search = correspondences is None
     indices = torch.empty(n, dtype=torch.int64) if correspondences is None else _indices(correspondences, n, m)
-    distances = torch.empty(n)
+    distances = torch.empty(n, dtype=torch.float32)
     sums = torch.empty(_core.LINEARIZE_SUMS, dtype=torch.float64)
     _core.linearize(
         kind_id,

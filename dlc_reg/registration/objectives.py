@@ -299,7 +299,7 @@ def plane_covariances(normals: Tensor, epsilon: float) -> Tensor:
     """I - (1 - epsilon) n n^T for unit normals (N, 3): (N, 6), xx xy xz yy yz zz."""
     x, y, z = normals.unbind(dim=1)
     products = torch.stack([x * x, x * y, x * z, y * y, y * z, z * z], dim=1)
-    return torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0, 1.0]) - (1.0 - epsilon) * products
+    return torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0, 1.0], dtype=torch.float32) - (1.0 - epsilon) * products
 
 
 def fit_similarity(moments: Array, *, with_scaling: bool) -> Array:

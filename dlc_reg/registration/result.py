@@ -26,7 +26,7 @@ class Verdict(str, enum.Enum):
         return self.value
 
 
-@dataclass
+@dataclass(eq=False)  # arrays have no single truth value: a result equals itself alone
 class RegistrationResult:
     """The transformation that maps the source onto the target, with the evidence for it.
 
@@ -50,7 +50,7 @@ class RegistrationResult:
     verdict_reasons: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)  # every number that was derived or chosen
     timings: dict[str, float] = field(default_factory=dict)  # seconds a stage
-    clouds: tuple[Any, Any] | None = field(default=None, repr=False, compare=False)  # (source, target) PointClouds
+    clouds: tuple[Any, Any] | None = field(default=None, repr=False)  # (source, target) PointClouds
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the correspondences and the clouds, in plain Python types."""
