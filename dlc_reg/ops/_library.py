@@ -6,6 +6,7 @@ the dispatcher only where something watches: autograd or `torch.compile`.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -14,6 +15,10 @@ from torch import Tensor
 from dlc_reg import _core
 from dlc_reg.errors import InputError
 from dlc_reg.ops import _validate
+
+if hasattr(os, "register_at_fork"):
+    # torch's own threads do not survive a fork, and its first parallel sum in the child would wait for them for ever
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def watched(*tensors: Tensor) -> bool:
