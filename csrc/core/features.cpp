@@ -19,6 +19,7 @@ namespace dlc {
 namespace {
 
 constexpr float kPi = 3.14159265358979f;
+constexpr float kCoincident = 1e-30f;  // squared distances below it have no finite weight
 
 inline float dot3(const float* a, const float* b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
 inline void cross3(const float* a, const float* b, float* c) {
@@ -130,7 +131,7 @@ void fpfh(const KdTree& tree, const float* points, const float* normals, int64_t
       for (int64_t at = near.splits[i]; at < near.splits[i + 1]; ++at) {
         const int64_t j = near.indices[at];
         const float d2 = near.squared_distances[at];
-        if (j == i || d2 == 0.0f) continue;
+        if (j == i || d2 < kCoincident) continue;
         const float* histogram = simple.data() + j * kFeatureSize;
         float* into = !oriented && dot3(normal, normals + 3 * j) < 0 ? flipped : sum;
         const float weight = 1.0f / d2;
@@ -198,6 +199,11 @@ auto choose_tile() {
 
 void nearest_features(const float* a, int64_t n, const float* b, int64_t m, int size, int64_t* indices,
                       float* squared_distances, int num_threads) {
+  if (m == 0) {
+    std::fill_n(indices, n, int64_t(-1));
+    std::fill_n(squared_distances, n, std::numeric_limits<float>::infinity());
+    return;
+  }
   static const auto tile = choose_tile();
   const int64_t tiles = (m + kLanes - 1) / kLanes;
   std::vector<float> columns(tiles * kLanes * size, 0.0f), half_norms(tiles * kLanes, std::numeric_limits<float>::max());

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <stdexcept>
 
 #include "core/linalg.hpp"
 #include "core/parallel.hpp"
@@ -11,6 +12,7 @@ namespace dlc {
 namespace {
 
 constexpr int64_t kMaxCells = int64_t(1) << 24;
+constexpr float kMaxBins = 2048.0f;  // along an edge of the cube
 
 inline float dot3(const float* a, const float* b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
 
@@ -47,6 +49,8 @@ inline bool agree(const float* a, const float* b, float cosine, bool oriented) {
 }  // namespace
 
 NearestGrid::NearestGrid(const float* points, int64_t n, float cell, float reach) {
+  if (!(cell > 0.0f && std::isfinite(cell) && reach > 0.0f && std::isfinite(reach)))
+    throw std::invalid_argument("cell and reach must be positive and finite in float32");
   std::array<float, 3> high;
   low_.fill(std::numeric_limits<float>::max());
   high.fill(-std::numeric_limits<float>::max());
@@ -55,15 +59,18 @@ NearestGrid::NearestGrid(const float* points, int64_t n, float cell, float reach
       low_[a] = std::min(low_[a], points[3 * i + a]);
       high[a] = std::max(high[a], points[3 * i + a]);
     }
-  for (int a = 0; a < 3; ++a) low_[a] -= reach, high[a] += reach;
+  if (n == 0) low_.fill(0.0f), high.fill(0.0f);
+  for (int a = 0; a < 3; ++a) {
+    low_[a] -= reach, high[a] += reach;
+    if (!std::isfinite(high[a] - low_[a])) throw std::invalid_argument("the points reach further than float32 does");
+  }
+  cell = std::max(cell, std::numeric_limits<float>::min());
   for (;; cell *= 1.25f) {
     double cells = 1.0;
-    for (int a = 0; a < 3; ++a) {
-      size_[a] = static_cast<int64_t>((double(high[a]) - low_[a]) / cell) + 1;
-      cells *= static_cast<double>(size_[a]);
-    }
+    for (int a = 0; a < 3; ++a) cells *= std::floor((double(high[a]) - low_[a]) / cell) + 1.0;
     if (cells <= static_cast<double>(kMaxCells)) break;
   }
+  for (int a = 0; a < 3; ++a) size_[a] = static_cast<int64_t>((double(high[a]) - low_[a]) / cell) + 1;
   inverse_cell_ = 1.0f / cell;
   cells_.assign(size_[0] * size_[1] * size_[2], -1);
   std::vector<float> nearest(cells_.size(), std::numeric_limits<float>::max());
@@ -85,7 +92,7 @@ NearestGrid::NearestGrid(const float* points, int64_t n, float cell, float reach
 }
 
 DepthMap::DepthMap(const float* points, int64_t n, const std::array<float, 3>& eye, float bin_angle) : eye_(eye) {
-  size_ = std::max(1, static_cast<int>(std::ceil(1.57079633f / bin_angle)));
+  size_ = std::max(1, static_cast<int>(std::min(kMaxBins, std::ceil(1.57079633f / bin_angle))));
   inverse_bin_ = static_cast<float>(size_) / 1.57079633f;
   const float far = std::numeric_limits<float>::infinity();
   std::vector<float> raw(6 * size_ * size_, far);
@@ -112,7 +119,7 @@ DepthMap::DepthMap(const float* points, int64_t n, const std::array<float, 3>& e
 bool DepthMap::locate(const float q[3], int& face, int& u, int& v, float& depth) const {
   const float d[3] = {q[0] - eye_[0], q[1] - eye_[1], q[2] - eye_[2]};
   depth = std::sqrt(dot3(d, d));
-  if (depth == 0.0f) return false;
+  if (!(depth > 0.0f && std::isfinite(depth))) return false;
   int axis = 0;
   for (int a = 1; a < 3; ++a)
     if (std::fabs(d[a]) > std::fabs(d[axis])) axis = a;
@@ -172,7 +179,7 @@ OneWay judge(const Surface& moving, const Surface& fixed, const double pose[16],
       result.violations += clear > o.free_margin;
     }
   }
-  result.overlap = static_cast<double>(inside) / static_cast<double>(n);
+  result.overlap = n ? static_cast<double>(inside) / static_cast<double>(n) : 0.0;
   result.closeness = inside ? result.closeness / static_cast<double>(inside) : 0.0;
   return result;
 }

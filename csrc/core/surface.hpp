@@ -7,7 +7,8 @@
 namespace dlc {
 
 // For every cell within `reach` of a point, the point nearest to the cell's centre: an approximate nearest neighbour
-// in one look-up. Cells grow where the cloud is so spread out that the grid would not fit in memory.
+// in one look-up. Cells grow where the cloud is so spread out that the grid would not fit in memory. Throws
+// std::invalid_argument where cell or reach is no positive number or the cloud is larger than float32 can span.
 class NearestGrid {
  public:
   NearestGrid(const float* points, int64_t n, float cell, float reach);
@@ -29,7 +30,8 @@ class NearestGrid {
 };
 
 // Depth of the nearest surface in every direction from the eye, on a cube of equal-angle bins; each bin holds the
-// least depth of its 3 x 3 neighbours, so that a gap between samples is not taken for an opening.
+// least depth of its 3 x 3 neighbours, so that a gap between samples is not taken for an opening. A bin is never narrower
+// than 1/2048 of a right angle.
 class DepthMap {
  public:
   DepthMap(const float* points, int64_t n, const std::array<float, 3>& eye, float bin_angle);
@@ -57,7 +59,7 @@ struct Surface {
 
 struct JudgeOptions {
   float distance;       // an overlapping point has the other cloud within this
-  float normal_cosine;  // and a normal that agrees (0: not asked)
+  float normal_cosine;  // and a normal at an angle of a larger cosine (without signs: of a larger |cosine|)
   bool oriented;        // normals have signs
   float free_margin;    // a point that floats further than this before a seen surface contradicts free space
   int64_t samples;      // points looked at in each cloud

@@ -1,7 +1,15 @@
-"""Operators of the global search: descriptors, matches, poses from matches, and the judging of many poses at once."""
+"""Operators of the global search: descriptors, matches, poses from matches, and the judging of many poses at once.
+
+Unlike the other operators they take torch tensors only, float32 or float64 (they work in float32), and their answers
+carry no gradients. CUDA tensors are brought to the host; answers are on the device of what they belong to. No answer
+depends on `num_threads` (None: all cores). `_hypotheses_reference.py` holds a readable twin of each.
+
+Bad arguments raise `InputError`: not a tensor, a wrong shape or dtype, NaN or infinity, a length that is not positive.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +17,8 @@ import torch
 from torch import Tensor
 
 from dlc_reg import _core
+from dlc_reg.errors import InputError
+from dlc_reg.ops import _library, _validate
 from dlc_reg.ops._search import SearchIndex
 
 FEATURE_SIZE = 33
@@ -19,49 +29,60 @@ def fpfh(
 ) -> Tensor:
     """Fast point feature histograms (Rusu et al., ICRA 2009), (N, 33) float32, for the points of `index`.
 
-    With `oriented=False` they do not depend on the sign of any normal; the classical ones need `oriented=True` and
-    normals (N, 3) that point to the sensor.
+    With `oriented=False` they do not depend on the sign of any normal; the classical ones, those of Open3D, need
+    `oriented=True` and unit normals (N, 3) that point to the sensor. Neighbours lie strictly within `radius`, in the
+    points' unit. A point without any has zeros; otherwise each of the three histograms sums to at most 200: the point's
+    own over the pairs that define their angles, and the neighbours' weighted by their inverse squared distances.
     """
-    points, normals = index.points, normals.contiguous()
-    features = torch.empty(len(points), FEATURE_SIZE, dtype=torch.float32)
+    if not isinstance(index, SearchIndex):
+        raise InputError("index", f"a {type(index).__name__}", "a SearchIndex")
+    points, given = index.points, _rows("normals", normals, 3, len(index))
+    features = torch.empty(len(points), FEATURE_SIZE)
     _core.fpfh(
         index.tree,
         points.data_ptr(),
-        normals.data_ptr(),
+        given.data_ptr(),
         len(points),
-        radius,
-        oriented,
+        _positive("radius", radius),
+        bool(oriented),
         features.data_ptr(),
-        num_threads or 0,
+        _validate.threads(num_threads),
     )
-    return features
+    return features.to(normals.device)
 
 
 def nearest_features(a: Tensor, b: Tensor, *, num_threads: int | None = None) -> tuple[Tensor, Tensor]:
-    """For each row of a (N, D) the nearest row of b (M, D): indices (N,) int64 and squared distances (N,) float32."""
-    a, b = a.contiguous(), b.contiguous()
-    indices = torch.empty(len(a), dtype=torch.int64)
-    squared = torch.empty(len(a), dtype=torch.float32)
+    """For each row of a (N, D) the nearest row of b (M, D): indices (N,) int64 and squared distances (N,) float32.
+
+    Exact up to float32 rounding at the size of the squared rows; equal rows by index. -1 and inf if b has no rows.
+    """
+    first = _rows("a", a, None)
+    second = _rows("b", b, first.shape[1])
+    indices = torch.empty(len(first), dtype=torch.int64)
+    squared = torch.empty(len(first))
     _core.nearest_features(
-        a.data_ptr(),
-        len(a),
-        b.data_ptr(),
-        len(b),
-        a.shape[1],
+        first.data_ptr(),
+        len(first),
+        second.data_ptr(),
+        len(second),
+        first.shape[1],
         indices.data_ptr(),
         squared.data_ptr(),
-        num_threads or 0,
+        _validate.threads(num_threads),
     )
-    return indices, squared
+    return indices.to(a.device), squared.to(a.device)
 
 
 def mutual_matches(a: Tensor, b: Tensor, *, num_threads: int | None = None) -> tuple[Tensor, Tensor]:
-    """Rows (K, 2) of indices into a (N, D) and b (M, D) that are each other's nearest, and their squared distances."""
+    """Rows (K, 2) of indices into a (N, D) and b (M, D) that are each other's nearest, and their squared distances.
+
+    In the order of a's rows; K = 0 if either has none.
+    """
     forward, squared = nearest_features(a, b, num_threads=num_threads)
-    backward, _ = nearest_features(b, a, num_threads=num_threads)
-    rows = torch.arange(len(a))
-    mutual = backward[forward] == rows
-    return torch.stack([rows[mutual], forward[mutual]], 1), squared[mutual]
+    backward = nearest_features(b, a, num_threads=num_threads)[0].to(forward.device)
+    rows = (forward >= 0).nonzero()[:, 0]
+    rows = rows[backward[forward[rows]] == rows]
+    return torch.stack([rows, forward[rows]], 1), squared[rows]
 
 
 def propose_poses(
@@ -73,34 +94,42 @@ def propose_poses(
     max_clique: int = 30,
     num_threads: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Poses (K, 4, 4) float64 from matched points (N, 3) float32, and how many matches support each (K,).
+    """Poses (K, 4, 4) float64 from matched points (N, 3), and how many matches support each (K,) int64.
 
-    Matches whose mutual distances agree within `tolerance` form a graph; a greedy clique about each of the best seeds
-    gives a pose by Procrustes, refitted once to its supporters (SC2-PCR, Chen et al., CVPR 2022; maximal cliques,
-    Zhang et al., CVPR 2023).
+    Matches whose mutual distances agree within `tolerance` (in the points' unit) form a graph; a greedy clique of at
+    most `max_clique` about each of at most `max_seeds` matches in the most triangles gives a pose by Procrustes,
+    refitted once to its supporters (SC2-PCR, Chen et al., CVPR 2022; maximal cliques, Zhang et al., CVPR 2023). Poses
+    map source to target and come in the order of their seeds. K = 0 if no three matches agree, so for N < 3. Time and
+    memory grow with N squared.
     """
-    source, target = source.contiguous(), target.contiguous()
-    poses = torch.zeros(max_seeds, 4, 4, dtype=torch.float64)
-    support = torch.zeros(max_seeds, dtype=torch.int64)
+    p = _rows("source", source, 3)
+    q = _rows("target", target, 3, len(p))
+    limit = _positive("tolerance", tolerance)
+    seeds = min(_validate.count("max_seeds", max_seeds), len(p))
+    clique = min(_validate.count("max_clique", max_clique), max(1, len(p)))
+    poses = torch.zeros(seeds, 4, 4, dtype=torch.float64)
+    support = torch.zeros(seeds, dtype=torch.int64)
     count = _core.propose_poses(
-        source.data_ptr(),
-        target.data_ptr(),
-        len(source),
-        tolerance,
-        max_seeds,
-        max_clique,
+        p.data_ptr(),
+        q.data_ptr(),
+        len(p),
+        limit,
+        seeds,
+        clique,
         poses.data_ptr(),
         support.data_ptr(),
-        num_threads or 0,
+        _validate.threads(num_threads),
     )
-    return poses[:count], support[:count]
+    return poses[:count].to(source.device), support[:count].to(source.device)
 
 
 class Surface:
-    """A thinned cloud made ready for judging poses: points and normals (N, 3) float32 in Morton order, and their grid.
+    """A thinned cloud made ready for judging poses: points and unit normals (N, 3), N >= 1, and their grid.
 
-    `cell` is the edge of a grid cell and `reach` how far from a point the grid still answers. `eye` (3,) is where the
-    sensor stood, in the points' frame, or None; `bin_angle` [rad] is the width of a bin of its depth map.
+    The points should be in Morton order (as `voxel_downsample` leaves them), so that every n-th of them spreads evenly.
+    `cell` is the edge of a grid cell (it grows where the grid would take more than 2^24 of them) and `reach` how far
+    from a point the grid still answers. `eye` (3,) is where the sensor stood, in the points' frame, or None;
+    `bin_angle` [rad] is the width of a bin of its depth map, at least 1/2048 of a right angle.
     """
 
     def __init__(
@@ -113,13 +142,20 @@ class Surface:
         eye: Any = None,
         bin_angle: float = 0.03,
     ) -> None:
-        self.points, self.normals = points.contiguous(), normals.contiguous()
-        self.handle = _core.Surface(self.points.data_ptr(), self.normals.data_ptr(), len(points), cell, reach)
+        self.points = _rows("points", points, 3)
+        if len(self.points) == 0:
+            raise InputError("points", "no points", "at least one point")
+        self.normals = _rows("normals", normals, 3, len(self.points))
+        edge, far, width = (_positive(*x) for x in (("cell", cell), ("reach", reach), ("bin_angle", bin_angle)))
+        self.handle = _core.Surface(self.points.data_ptr(), self.normals.data_ptr(), len(self.points), edge, far)
         if eye is not None:
-            self.handle.set_eye([float(x) for x in eye], bin_angle)
+            self.handle.set_eye(_eye(eye), width)
 
     def __len__(self) -> int:
         return len(self.points)
+
+    def __repr__(self) -> str:
+        return f"Surface({len(self)} points)"
 
 
 @dataclass(frozen=True)
@@ -129,7 +165,7 @@ class Judgement:
     source_overlap: Tensor
     target_overlap: Tensor
     violations: Tensor  # share of points that float before a seen surface; -1 where no viewpoint is known
-    closeness: Tensor  # mean of 1 - (d / distance)^2 over the overlap
+    closeness: Tensor  # mean of 1 - (d / distance)^2 over the overlap; 0 where there is none
 
 
 def judge_poses(
@@ -144,23 +180,30 @@ def judge_poses(
     samples: int = 1000,
     num_threads: int | None = None,
 ) -> Judgement:
-    """Judges poses (K, 4, 4) float64, T_target_source, both ways on at most `samples` points a cloud."""
-    poses = poses.contiguous()
-    out = torch.empty(len(poses), 4, dtype=torch.float64)
+    """Judges rigid poses (K, 4, 4), T_target_source, both ways on at most `samples` points a cloud.
+
+    A point overlaps if the other cloud has a point within `distance` (by its grid, so approximately the nearest) and a
+    normal there at an angle of a larger cosine than `normal_cosine` (of either sign unless `oriented`). It violates
+    free space if it floats more than `free_margin` before a surface that the other cloud's sensor saw. Lengths are in
+    the points' unit.
+    """
+    _surfaces(source, target)
+    given = _poses(poses)
+    out = torch.empty(len(given), 4, dtype=torch.float64)
     _core.judge_poses(
         source.handle,
         target.handle,
-        poses.data_ptr(),
-        len(poses),
-        distance,
-        normal_cosine,
-        oriented,
-        free_margin,
-        samples,
+        given.data_ptr(),
+        len(given),
+        _positive("distance", distance),
+        _cosine(normal_cosine),
+        bool(oriented),
+        _validate.length("free_margin", free_margin),
+        _validate.count("samples", samples),
         out.data_ptr(),
-        num_threads or 0,
+        _validate.threads(num_threads),
     )
-    return Judgement(*out.unbind(1))
+    return Judgement(*out.to(poses.device).unbind(1))
 
 
 def refine_poses(
@@ -176,19 +219,88 @@ def refine_poses(
     samples: int = 1000,
     num_threads: int | None = None,
 ) -> Tensor:
-    """Point-to-plane ICP of every pose (K, 4, 4) with a correspondence distance that shrinks from first to last."""
-    poses = poses.clone().contiguous()
+    """Point-to-plane ICP of rigid poses (K, 4, 4), T_target_source, on at most `samples` of the source's points.
+
+    The correspondence distance shrinks geometrically from first to last over the iterations; normals agree as in
+    `judge_poses`. A pose that at any iteration has fewer than 6 correspondences comes back as it was. Float64.
+    """
+    _surfaces(source, target)
+    refined = _poses(poses).clone()
     _core.refine_poses(
         source.handle,
         target.handle,
-        poses.data_ptr(),
-        len(poses),
-        iterations,
-        first_distance,
-        last_distance,
-        normal_cosine,
-        oriented,
-        samples,
-        num_threads or 0,
+        refined.data_ptr(),
+        len(refined),
+        _validate.count("iterations", iterations),
+        _positive("first_distance", first_distance),
+        _positive("last_distance", last_distance),
+        _cosine(normal_cosine),
+        bool(oriented),
+        _validate.count("samples", samples),
+        _validate.threads(num_threads),
     )
+    return refined.to(poses.device)
+
+
+def _tensor(argument: str, value: object) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise InputError(argument, f"a {type(value).__name__}", "a torch tensor")
+    return value
+
+
+def _rows(argument: str, value: object, width: int | None, count: int | None = None) -> Tensor:
+    """A finite float32 tensor (count, width) on the host; None is any number, of columns at least one."""
+    tensor = _tensor(argument, value)
+    if width is None:
+        if tensor.ndim != 2 or tensor.shape[1] == 0:
+            raise InputError(argument, f"shape {tuple(tensor.shape)}", "shape (N, D)")
+        width = tensor.shape[1]
+    return _library.host(argument, _validate.rows(argument, tensor, width, count))
+
+
+def _poses(value: object) -> Tensor:
+    """Finite float64 poses (K, 4, 4) on the host."""
+    tensor = _tensor("poses", value)
+    if tensor.ndim != 3 or tensor.shape[1:] != (4, 4):
+        raise InputError("poses", f"shape {tuple(tensor.shape)}", "shape (K, 4, 4)")
+    if not tensor.is_floating_point():
+        raise InputError("poses", f"dtype {tensor.dtype}", "a floating-point dtype")
+    poses = _library.host("poses", tensor.double())
+    if not bool((poses[:, 3] == poses.new_tensor([0.0, 0.0, 0.0, 1.0])).all()):
+        raise InputError("poses", "a last row that differs", "the last row (0, 0, 0, 1) in every pose")
     return poses
+
+
+def _surfaces(source: object, target: object) -> None:
+    for argument, value in (("source", source), ("target", target)):
+        if not isinstance(value, Surface):
+            raise InputError(argument, f"a {type(value).__name__}", "a Surface")
+
+
+def _positive(argument: str, value: object) -> float:
+    """A length that float32 can hold."""
+    number = _validate.length(argument, value, positive=True)
+    limits = torch.finfo(torch.float32)
+    if not limits.tiny <= number <= limits.max:
+        raise InputError(argument, str(number), "a number within the range of float32")
+    return number
+
+
+def _cosine(value: object) -> float:
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = math.nan
+    if not -1 <= number <= 1:
+        raise InputError("normal_cosine", repr(value), "a number from -1 to 1")
+    return number
+
+
+def _eye(value: Any) -> list[float]:
+    try:
+        eye = torch.as_tensor(value, dtype=torch.float32).flatten().tolist()
+    except (TypeError, ValueError, RuntimeError):
+        eye = []
+    if len(eye) != 3 or not all(map(math.isfinite, eye)):
+        raise InputError("eye", repr(value), "three finite numbers")
+    return eye
