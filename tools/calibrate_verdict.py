@@ -1,24 +1,23 @@
 """Fits the trust in `dlc_reg.registration.verification` on registrations with known answers.
 
-    python tools/calibrate_verdict.py 3dmatch_dev.npz [--pairs 200] [--seed 101] [--viewpoints]
+    python tools/calibrate_verdict.py FRAGMENTS.npz [--pairs 200] [--seed 101] [--viewpoints]
 
-The file holds fragments of several scenes with the true poses of matching pairs (`points_q`, `scale`, `offsets`,
-`scene`, and for each benchmark `*_pairs`, `*_T`). As many pairs of 3DMatch, of 3DLoMatch and of fragments from
-different scenes (which have no answer) are registered. The fit is a logistic regression; the figures printed hold each
+The file's format is in `fragments.py`. As many pairs of 3DMatch, of 3DLoMatch and of fragments from different scenes
+(which have no answer) are registered. The fit is a logistic regression; the figures printed hold each
 scene out in turn. Right is within 15 degrees and 0.3 m. At the threshold, 1% of what is trusted is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 
 import numpy as np
+from fragments import BENCHMARKS, Fragments
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dlc_reg.geometry import PointCloud, globalize
-from dlc_reg.metrics import rotation_error
+from dlc_reg.geometry import globalize
+from dlc_reg.metrics import rotation_error, translation_error
 from dlc_reg.registration.global_search import GlobalSearch, working_voxel_size
 from dlc_reg.registration.verification import features, gather
 
@@ -27,44 +26,23 @@ WRONG_TRUSTED = 0.01
 RIDGE = 1e-3
 
 
-def tasks(data: dict[str, Array], count: int, seed: int) -> Iterator[tuple[int, int, Array | None]]:
-    """(source fragment, target fragment, T_target_source or None)."""
-    rng = np.random.default_rng(seed)
-    for benchmark in ("3dmatch", "3dlomatch"):
-        pairs, poses = data[f"{benchmark}_pairs"], data[f"{benchmark}_T"]
-        for row in rng.permutation(len(pairs))[:count]:
-            yield int(pairs[row][1]), int(pairs[row][0]), poses[row]
-    left = count
-    while left:
-        i, j = rng.integers(len(data["scene"]), size=2)
-        if data["scene"][i] != data["scene"][j]:
-            left -= 1
-            yield int(i), int(j), None
-
-
 def collect(path: str, count: int, seed: int, viewpoints: bool) -> tuple[Array, Array, NDArray[np.str_]]:
     """Features (N, F), right (N,) and scene (N,)."""
-    data = dict(np.load(path))
-    offsets, scale = data["offsets"], float(data["scale"])
-
-    def cloud(i: int) -> PointCloud:
-        points = data["points_q"][offsets[i] : offsets[i + 1]].astype(np.float64) * scale
-        return PointCloud.from_any(points, viewpoint=(0, 0, 0) if viewpoints else None)
-
+    fragments, rng = Fragments(path), np.random.default_rng(seed)
+    tasks = [task for benchmark in BENCHMARKS for task in fragments.pairs(benchmark, count, rng)]
     rows, right, scenes = [], [], []
-    for i, j, truth in tqdm(list(tasks(data, count, seed))):
-        source, target = cloud(i), cloud(j)
+    for task in tqdm([*tasks, *fragments.strangers(count, rng)]):
+        source, target = (fragments.cloud(i, viewpoint=viewpoints) for i in (task.source, task.target))
         search = GlobalSearch.prepare(source, target, working_voxel_size(source, target))
         candidates = search.candidates()
-        pose = candidates.poses[0]
-        rows.append(features(gather(search, pose, candidates)))
-        found = globalize(pose.numpy(), source, target)
+        rows.append(features(gather(search, candidates.poses[0], candidates)))
+        found, truth = globalize(candidates.poses[0].numpy(), source, target), task.T_target_source
         right.append(
             truth is not None
             and float(rotation_error(found, truth)) < np.radians(15)
-            and np.linalg.norm((found - truth)[:3, 3]) < 0.3
+            and float(translation_error(found, truth)) < 0.3
         )
-        scenes.append(data["scene"][j])
+        scenes.append(fragments.scene(task.target))
     return np.array(rows), np.array(right, dtype=np.float64), np.array(scenes)
 
 

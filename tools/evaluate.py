@@ -1,0 +1,61 @@
+"""Recall and trust of `dlc_reg.register` on fragments of scenes with known poses.
+
+    python tools/evaluate.py FRAGMENTS.npz [--pairs 100] [--seed 0] [--viewpoints] [--num-threads 1]
+
+The file's format is in `fragments.py`. Two recalls: rotation within 15 degrees and translation within 0.3 m; and
+Redwood's RMSE below 0.2 m. A wrong answer that is called aligned is gross beyond 15 degrees or 1 m, else near.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+
+import numpy as np
+import torch
+from fragments import BENCHMARKS, Fragments
+from tqdm import tqdm
+
+import dlc_reg
+from dlc_reg.metrics import redwood_rmse, rotation_error, translation_error
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--pairs", type=int, default=100, help="of each benchmark")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of pairs")
+    parser.add_argument("--viewpoints", action="store_true", help="tell that the sensor stood at each origin")
+    parser.add_argument("--num-threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.num_threads)
+    fragments = Fragments(options.data)
+    print(
+        f"dlc_reg {dlc_reg.__version__}, torch {torch.__version__}, {platform.machine()}, seed {options.seed}, "
+        f"{options.num_threads} threads, viewpoints {'known' if options.viewpoints else 'unknown'}"
+    )
+    for benchmark in BENCHMARKS:
+        right, redwood, trusted, gross, seconds = [], [], [], [], []
+        for task in tqdm(list(fragments.pairs(benchmark, options.pairs, np.random.default_rng(options.seed)))):
+            source, target = (fragments.cloud(i, viewpoint=options.viewpoints) for i in (task.source, task.target))
+            began = time.perf_counter()
+            result = dlc_reg.register(source, target, num_threads=options.num_threads)
+            seconds.append(time.perf_counter() - began)
+            turn = np.degrees(float(rotation_error(result.transformation, task.T_target_source)))
+            shift = float(translation_error(result.transformation, task.T_target_source))
+            right.append(turn < 15 and shift < 0.3)
+            redwood.append(float(redwood_rmse(result.transformation, task.T_target_source, task.information)) < 0.2)
+            trusted.append(result.verdict == "aligned")
+            gross.append(turn > 15 or shift > 1)
+        r, t, g = np.array(right), np.array(trusted), np.array(gross)
+        print(
+            f"{benchmark}: {len(r)} pairs, recall {r.mean():.3f} (15 deg, 0.3 m), {np.mean(redwood):.3f} (Redwood); "
+            f"{t[r].mean():.2f} of the right ones aligned; aligned though wrong {(t & ~r).sum()}, "
+            f"grossly {(t & g).sum()}; median {statistics.median(seconds):.2f} s"
+        )
+
+
+if __name__ == "__main__":
+    main()
