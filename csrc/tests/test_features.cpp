@@ -110,7 +110,7 @@ int main() {
   check_pair(0, false, 5, 5);
   check_pair(30 * degree, true, 4, 8);            // theta -30 of +-180, phi sin 30
   check_pair(30 * degree, false, 3, 8);           // theta -30 of +-90
-  check_pair(150 * degree, true, 0, 8);           // theta -150
+  check_pair(150 * degree, true, 10, 8);          // theta 150
   check_pair(-30 * degree, true, 6, 2);
   for (const int64_t n : {0, 1, 3, 4, 5, 63, 65, 200})
     for (const int64_t m : {0, 1, 15, 16, 17, 130})
