@@ -152,7 +152,8 @@ def fit(source: Tensor, target: Tensor) -> Tensor:
 
 def supporters(source: Tensor, target: Tensor, pose: Tensor, tolerance: float) -> Tensor:
     """Which matches (N,) the pose brings within the tolerance."""
-    return (moved(pose, source) - target).norm(dim=1) < tolerance
+    inside: Tensor = torch.linalg.vector_norm(moved(pose, source) - target, dim=1) < tolerance
+    return inside
 
 
 def moved(pose: Tensor, points: Tensor) -> Tensor:
