@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-RELATIVE_CURVATURE = 1e-3  # a motion is free where the objective curves this much less than in its stiffest direction
+# A motion is free where the objective curves this much less than in its stiffest direction. Estimated normals lift that
+# of a clean cylinder of 1,000 points to 0.001 and of a noisy can to 0.003; indoor scans have 0.013 and more.
+RELATIVE_CURVATURE = 4e-3
 
 
 @dataclass(frozen=True)
