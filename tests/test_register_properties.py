@@ -1,4 +1,4 @@
-"""What must hold of `register` whatever the clouds: it does not depend on the frame, the order, the unit or the side."""
+"""What must hold of `register` whatever the clouds: neither frame, order, unit nor side of the pair matters."""
 
 from __future__ import annotations
 

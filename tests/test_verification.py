@@ -149,7 +149,7 @@ def test_two_bunnies_that_are_each_others_copies(bunny_pair):
     """Everything else about them is rich: features match well, and to two poses equally."""
     for seed in range(3):
         rng = np.random.default_rng(seed)
-        shape = thin(bunny_pair.target, 6000, seed) + [0.15, 0.0, 0.0]
+        shape = thin(bunny_pair.target, 6000, seed) + np.array([0.15, 0.0, 0.0])
         a, b = doubled(shape, rng)
         r = dlc_reg.register(a, move(any_pose(rng), b))
         assert r.verdict in ("ambiguous", "doubtful"), r.verdict_reasons

@@ -37,7 +37,7 @@ def fpfh(
     if not isinstance(index, SearchIndex):
         raise InputError("index", f"a {type(index).__name__}", "a SearchIndex")
     points, given = index.points, _rows("normals", normals, 3, len(index))
-    features = torch.empty(len(points), FEATURE_SIZE)
+    features = torch.empty(len(points), FEATURE_SIZE, dtype=torch.float32)
     _core.fpfh(
         index.tree,
         points.data_ptr(),
@@ -59,7 +59,7 @@ def nearest_features(a: Tensor, b: Tensor, *, num_threads: int | None = None) ->
     first = _rows("a", a, None)
     second = _rows("b", b, first.shape[1])
     indices = torch.empty(len(first), dtype=torch.int64)
-    squared = torch.empty(len(first))
+    squared = torch.empty(len(first), dtype=torch.float32)
     _core.nearest_features(
         first.data_ptr(),
         len(first),
