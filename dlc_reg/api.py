@@ -37,7 +37,7 @@ METHODS = ("auto", "global", *OBJECTIVES)
 MIN_CELLS, MAX_CELLS = 3, 500_000  # voxels across a cloud
 WHOLE_CLOUD = 300_000  # clouds up to this size are refined whole, larger ones thinned
 SUSPECT_EXTENT_RATIO = 5.0  # from which on a failure may be one of units
-INIT_PREFERENCE = 0.3  # a given start keeps its basin unless another pose scores more than this above it
+INIT_PREFERENCE = 0.7  # a given start keeps its basin unless another pose scores more than this above it
 SCALE_FACTORS = (1.0, 0.8, 1.25)  # tried about the ratio of the clouds' sizes, until one is trusted
 
 
@@ -192,7 +192,11 @@ def _register_rigid(task: _Task, stages: _Stages) -> RegistrationResult:
         )
     with stages("verify"):
         final = torch.from_numpy(localize(result.transformation, source, target))
-        evidence = verification.gather(search, final, candidates)
+        evidence = verification.gather(search, final, candidates, target.origin)
+        if evidence.free_motions:
+            result.covariance = None
+            result.settings["free_motions"] = [motion.text for motion in evidence.free_motions]
+            result.settings["free_twists"] = [motion.about(target.origin).tolist() for motion in evidence.free_motions]
         result.verdict, result.verdict_reasons = verification.decide(evidence, result, search.oriented)
         ratio = max(source.extent, target.extent) / min(source.extent, target.extent)
         if result.verdict is Verdict.FAILED and ratio > SUSPECT_EXTENT_RATIO:
@@ -206,7 +210,7 @@ def _register_rigid(task: _Task, stages: _Stages) -> RegistrationResult:
         "feature_matches": len(search.p),
         "hypotheses": len(candidates),
         "viewpoints_used": search.oriented,
-        "evidence": asdict(evidence),
+        "evidence": {name: value for name, value in asdict(evidence).items() if name != "free_motions"},
         "trust": verification.trust(evidence, search.oriented) if len(result.correspondence_set) else 0.0,
     }
     return result

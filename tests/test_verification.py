@@ -11,6 +11,7 @@ from registering import any_pose, box, can, cylinder, distance, move, plane, pos
 import dlc_reg
 from dlc_reg.iterate import Status
 from dlc_reg.registration import verification
+from dlc_reg.registration.freedom import FreeMotion
 from dlc_reg.registration.result import RegistrationResult, Verdict
 from dlc_reg.registration.verification import Evidence, decide, trust
 
@@ -56,6 +57,9 @@ def test_trust_is_a_probability_at_the_extremes(oriented):
     assert 0 <= trust(nothing, oriented) < 1e-6 and 1 - 1e-6 < trust(everything, oriented) <= 1
 
 
+SLIDE = FreeMotion(np.array([0.0, 0, 0, 1, 0, 0]), np.zeros(3), "slides along (1.00, 0.00, 0.00)")
+
+
 @pytest.mark.parametrize("oriented", STATES)
 @pytest.mark.parametrize(
     ("evidence", "result", "verdict"),
@@ -63,7 +67,7 @@ def test_trust_is_a_probability_at_the_extremes(oriented):
         (GOOD, settled(correspondence_set=np.zeros((0, 2), np.int32)), "failed"),
         (GOOD, settled(status=Status.NO_CORRESPONDENCES), "failed"),
         (GOOD, settled(status=Status.DIVERGED), "failed"),
-        (GOOD, settled(settings={"free_motions": ["slides along (1.00, 0.00, 0.00)"]}), "ambiguous"),
+        (replace(GOOD, free_motions=(SLIDE,)), settled(), "ambiguous"),
         (replace(GOOD, rival_overlap=0.69, gap=0.1), settled(), "ambiguous"),
         (replace(GOOD, gap=-0.6), settled(), "doubtful"),
         (replace(GOOD, gap=0.2, matches=5.0, weakest=0.01), settled(), "doubtful"),
@@ -77,8 +81,14 @@ def test_each_kind_of_evidence_has_its_verdict(oriented, evidence, result, verdi
 
 
 def test_a_free_motion_is_named():
-    _, reasons = decide(GOOD, settled(settings={"free_motions": ["spins about the axis (0.00, 0.00, 1.00)"]}), False)
-    assert reasons[0].startswith("the matched surface spins about the axis (0.00, 0.00, 1.00)")
+    _, reasons = decide(replace(GOOD, free_motions=(SLIDE,)), settled(), False)
+    assert reasons[0].startswith("the matched surface slides along (1.00, 0.00, 0.00)")
+
+
+def test_noise_does_not_hide_that_a_dense_plane_slides():
+    """Where the noise exceeds the spacing, normals of the whole cloud are noise: those of the thinned one are not."""
+    r, _, _ = registered(plane, 0, count=20_000, noise=0.005)
+    assert len(r.settings["free_motions"]) == 3 and r.covariance is None and r.verdict == "ambiguous"
 
 
 # --- surfaces that move along themselves ------------------------------------------------------------------------------

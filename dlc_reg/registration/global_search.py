@@ -148,7 +148,8 @@ class GlobalSearch:
         target: ops.Surface | None = None,
         distance: float | None = None,
     ) -> Candidates:
-        """Scores `poses` (K, 4, 4), best first: log overlap + half log matches - 1.5 log free-space violations.
+        """Scores `poses` (K, 4, 4), best first: log overlap + log matches, or with viewpoints log overlap + half log
+        matches - 1.5 log free-space violations.
 
         Overlap is within `distance` on `source` and `target`; by default within a voxel on the fine surfaces.
         """
@@ -165,8 +166,10 @@ class GlobalSearch:
         moved = torch.einsum("kij,nj->kni", poses[:, :3, :3].float(), self.p) + poses[:, None, :3, 3].float()
         matches = ((moved - self.q).square().sum(-1) < (2 * self.voxel) ** 2).sum(1).double()
         overlap = 0.5 * (j.source_overlap + j.target_overlap)
-        scores = (overlap + 0.01).log() + 0.5 * (matches + 1).log()
-        scores = scores - 1.5 * torch.where(j.violations < 0, 0.0, (j.violations.clamp(min=0) + 0.02).log())
+        # Free space, where it can speak, is worth half of what the matches say: both tell a wrong wall from the right.
+        scores = (overlap + 0.01).log() + (0.5 if self.oriented else 1.0) * (matches + 1).log()
+        if self.oriented:
+            scores = scores - 1.5 * (j.violations.clamp(min=0) + 0.02).log()
         every = Candidates(poses, scores, j.source_overlap, j.target_overlap, j.closeness, j.violations, matches)
         return every[scores.argsort(descending=True, stable=True)]
 

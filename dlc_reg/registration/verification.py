@@ -10,12 +10,15 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dlc_reg.iterate import Status
-from dlc_reg.registration.freedom import surface_curvature
+from dlc_reg.registration.freedom import FreeMotion, free_motions, surface_curvature
 from dlc_reg.registration.global_search import NORMAL_COSINE, Candidates, GlobalSearch
 from dlc_reg.registration.result import RegistrationResult, Verdict
+
+Array = NDArray[np.float64]
 
 OTHER_ANGLE = math.radians(15)  # poses further apart than this, or than OTHER_VOXELS, are different answers
 OTHER_VOXELS = 6.0
@@ -32,6 +35,8 @@ class Evidence:
     matches: feature matches explained. violations: share of points that contradict free space, -1 unknown.
     closeness: 0 (the matched surfaces lie at the limit of the distance allowed) to 1 (they coincide).
     weakest: least curvature of the matched surfaces over all six motions relative to the stiffest; 0: one is free.
+    free_motions: those that leave the matched surfaces where they are. They come from the thinned clouds, whose normals
+        span several spacings, so that noise does not hide them.
     """
 
     gap: float
@@ -41,10 +46,15 @@ class Evidence:
     violations: float
     closeness: float
     weakest: float
+    free_motions: tuple[FreeMotion, ...] = ()
 
 
-def gather(search: GlobalSearch, pose: Tensor, candidates: Candidates) -> Evidence:
-    """The evidence for `pose` (4, 4) float64, local, against the candidates that differ from it."""
+def gather(search: GlobalSearch, pose: Tensor, candidates: Candidates, target_origin: Array | None = None) -> Evidence:
+    """The evidence for `pose` (4, 4) float64, local, against the candidates that differ from it.
+
+    `target_origin` (3,) lets the free motions be told in the user's coordinates.
+    """
+    points, normals = _matched(search, pose)
     mine = search.judge(pose[None])
     others = candidates.without_near(pose, search.source.center, OTHER_ANGLE, OTHER_VOXELS * search.voxel)
     return Evidence(
@@ -54,11 +64,13 @@ def gather(search: GlobalSearch, pose: Tensor, candidates: Candidates) -> Eviden
         matches=float(mine.matches[0]),
         violations=float(mine.violations[0]),
         closeness=float(mine.closeness[0]),
-        weakest=_weakest(search, pose),
+        weakest=_weakest(points, normals),
+        free_motions=tuple(free_motions(points + (0.0 if target_origin is None else target_origin), normals)),
     )
 
 
-def _weakest(search: GlobalSearch, pose: Tensor) -> float:
+def _matched(search: GlobalSearch, pose: Tensor) -> tuple[Array, Array]:
+    """Points and normals (m, 3) float64 of the thinned target that the source meets, within a voxel."""
     source, target = search.source.coarse, search.target.coarse
     moved = source.points.double() @ pose[:3, :3].T + pose[:3, 3]
     normals = source.normals.double() @ pose[:3, :3].T
@@ -66,10 +78,14 @@ def _weakest(search: GlobalSearch, pose: Tensor) -> float:
     inside, nearest = indices[:, 0] >= 0, indices[:, 0].clamp(min=0)
     cosine = (normals * target.normals[nearest]).sum(1)
     inside &= (cosine if search.oriented else cosine.abs()) > NORMAL_COSINE
-    if int(inside.sum()) < 6:
-        return 0.0
     at = nearest[inside]
-    hessian, _, _ = surface_curvature(target.points[at].double().numpy(), target.normals[at].double().numpy())
+    return target.points[at].double().numpy(), target.normals[at].double().numpy()
+
+
+def _weakest(points: Array, normals: Array) -> float:
+    if len(points) < 6:
+        return 0.0
+    hessian, _, _ = surface_curvature(points, normals)
     values = np.linalg.eigvalsh(hessian)
     return float(max(values[0], 0.0) / values[-1])
 
@@ -101,7 +117,7 @@ _MODELS = {
 HOPELESS = 0.02  # below this trust a pose is called failed
 PLAUSIBLE_OVERLAP = 0.3  # from which on the surfaces do meet, in this pose or in several
 RIVAL_OVERLAP = 0.9  # a different pose with this share of the best one's overlap, and
-RIVAL_GAP = 0.5  # a score no further below, explains the clouds as well
+RIVAL_GAP = 0.7  # a score no further below, explains the clouds as well
 
 
 def trust(evidence: Evidence, oriented: bool) -> float:
@@ -122,7 +138,7 @@ def decide(evidence: Evidence, result: RegistrationResult, oriented: bool) -> tu
         f"trust {min(p, 0.99):.2f}"
     )
     free = [
-        f"the matched surface {text}, so that the pose is not determined" for text in result.settings["free_motions"]
+        f"the matched surface {motion.text}, so that the pose is not determined" for motion in evidence.free_motions
     ]
     if free and evidence.overlap > PLAUSIBLE_OVERLAP:
         return Verdict.AMBIGUOUS, [*free, facts]
