@@ -463,14 +463,16 @@ def test_different_units_are_pointed_out(source, target):
 EYES = {"source_viewpoint": (0.0, 0.1, 1.0), "target_viewpoint": (0.0, 0.1, 1.0)}  # the scanner looked along -z
 
 
-def test_viewpoints(source, target, truth):
+def test_viewpoints(bunny_pair, truth):
+    source, target = thin(bunny_pair.source, 5000), thin(bunny_pair.target, 5000)
     r = dlc_reg.register(source, target, **EYES)
     assert r.verdict == "aligned" and distance(r.transformation, truth, source) < NEAR
     assert r.settings["viewpoints_used"] and r.settings["source_viewpoint"] == [0.0, 0.1, 1.0]
     assert r.settings["evidence"]["violations"] >= 0
 
 
-def test_viewpoints_follow_the_clouds(source, target, truth):
+def test_viewpoints_follow_the_clouds(bunny_pair, truth):
+    source, target = thin(bunny_pair.source, 5000), thin(bunny_pair.target, 5000)
     start = any_pose(np.random.default_rng(3), shift=1e6)
     eye = move(start, np.array(EYES["source_viewpoint"]))
     r = dlc_reg.register(move(start, source), target, source_viewpoint=eye, target_viewpoint=[0, 0.1, 1])
