@@ -1,15 +1,23 @@
-"""Fixtures that any test may use: real scans with their truth, seeds, and Hypothesis's profiles."""
+"""Fixtures that several files use: real scans with their truth, seeds, stand-ins, and Hypothesis's profiles."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from commanding import Library
+
+    from dlc_reg.registration.result import RegistrationResult
+
+pytest.register_assert_rewrite("commanding", "registering", "surfaces")  # or their failures would show no values
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -56,3 +64,54 @@ def bunny_pair(samples: dict[str, Path]) -> BunnyPair:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def thin_source(bunny_pair: BunnyPair) -> np.ndarray:
+    """2000 of the source's points."""
+    from registering import thin
+
+    return thin(bunny_pair.source, 2000)
+
+
+@pytest.fixture(scope="module")
+def thin_target(bunny_pair: BunnyPair) -> np.ndarray:
+    from registering import thin
+
+    return thin(bunny_pair.target, 2000)
+
+
+@pytest.fixture(scope="module")
+def thin_truth(bunny_pair: BunnyPair) -> np.ndarray:
+    return bunny_pair.T_target_source
+
+
+@pytest.fixture(scope="module")
+def thin_result(thin_source: np.ndarray, thin_target: np.ndarray) -> RegistrationResult:
+    """What `register` makes of the two thin clouds."""
+    import dlc_reg
+
+    return dlc_reg.register(thin_source, thin_target)
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> Library:
+    """Takes the place of `dlc_reg.register`."""
+    from commanding import Library
+
+    import dlc_reg
+
+    stand_in = Library()
+    monkeypatch.setattr(dlc_reg, "register", stand_in, raising=False)
+    return stand_in
+
+
+@pytest.fixture
+def one_thread_for_torch() -> Iterator[None]:
+    """The twins are many small operations, to which waking threads costs more than the work."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
