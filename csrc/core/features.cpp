@@ -9,10 +9,10 @@
 
 #include "core/kdtree.hpp"
 #include "core/parallel.hpp"
+#include "core/simd.hpp"
 
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#if DLC_HAS_AVX2
 #include <immintrin.h>
-#define DLC_X86 1
 #endif
 
 namespace dlc {
@@ -169,7 +169,7 @@ void tile_scalar(const float* a, const float* b, int size, float* scores) {
     }
 }
 
-#ifdef DLC_X86
+#if DLC_HAS_AVX2
 __attribute__((target("avx2,fma"))) void tile_avx2(const float* a, const float* b, int size, float* scores) {
   __m256 s[kRows][2];
   for (auto& row : s) row[0] = row[1] = _mm256_setzero_ps();
@@ -189,8 +189,8 @@ __attribute__((target("avx2,fma"))) void tile_avx2(const float* a, const float* 
 #endif
 
 auto choose_tile() {
-#ifdef DLC_X86
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return tile_avx2;
+#if DLC_HAS_AVX2
+  if (use_avx2() && __builtin_cpu_supports("fma")) return tile_avx2;
 #endif
   return tile_scalar;
 }
@@ -204,7 +204,7 @@ void nearest_features(const float* a, int64_t n, const float* b, int64_t m, int 
     std::fill_n(squared_distances, n, std::numeric_limits<float>::infinity());
     return;
   }
-  static const auto tile = choose_tile();
+  const auto tile = choose_tile();
   const int64_t tiles = (m + kLanes - 1) / kLanes;
   std::vector<float> columns(tiles * kLanes * size, 0.0f), half_norms(tiles * kLanes, std::numeric_limits<float>::max());
   for (int64_t j = 0; j < m; ++j) {
