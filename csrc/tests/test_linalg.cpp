@@ -2,20 +2,11 @@
 #include "core/linalg.hpp"
 
 #include <algorithm>
-#include <cstdio>
 #include <random>
 
+#include "check.hpp"
+
 namespace {
-
-int failures = 0;
-
-#define CHECK(condition)                                              \
-  do {                                                                \
-    if (!(condition)) {                                               \
-      std::printf("%s:%d: %s\n", __FILE__, __LINE__, #condition);     \
-      ++failures;                                                     \
-    }                                                                 \
-  } while (0)
 
 std::mt19937 generator(7);
 
@@ -231,6 +222,6 @@ int main() {
   test_ldlt();
   test_exp();
   test_procrustes();
-  if (failures == 0) std::puts("linalg: ok");
-  return failures != 0;
+  if (failures() == 0) std::puts("linalg: ok");
+  return failures() != 0;
 }

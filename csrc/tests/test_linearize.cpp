@@ -3,24 +3,14 @@
 #include "core/linearize.hpp"
 
 #include <algorithm>
-#include <cstdio>
 #include <cstring>
 #include <random>
 #include <vector>
 
+#include "check.hpp"
 #include "core/kdtree.hpp"
 
 namespace {
-
-int failures = 0;
-
-#define CHECK(condition)                                          \
-  do {                                                            \
-    if (!(condition)) {                                           \
-      std::printf("%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-      ++failures;                                                 \
-    }                                                             \
-  } while (0)
 
 struct Cloud {
   explicit Cloud(int64_t n, unsigned seed) : points(3 * n), normals(3 * n), covariances(6 * n) {
@@ -153,6 +143,6 @@ int main() {
   test_generalized_roads();
   test_gradient();
   test_no_correspondences();
-  if (failures == 0) std::puts("linearize: ok");
-  return failures != 0;
+  if (failures() == 0) std::puts("linearize: ok");
+  return failures() != 0;
 }
