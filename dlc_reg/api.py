@@ -232,18 +232,16 @@ def _register_similar(task: _Task, stages: _Stages) -> RegistrationResult:
         scales = [float(np.cbrt(np.linalg.det(task.start[:3, :3])))]
     else:
         scales = [_radius(target) / _radius(source) * factor for factor in SCALE_FACTORS]
-    best: tuple[RegistrationResult, PointCloud, float] | None = None
+    best: tuple[RegistrationResult, float] | None = None
     for scale in scales:
-        scaled = _scaled(source, scale)
         start = None if task.start is None else task.start @ np.diag([1 / scale] * 3 + [1.0])
-        rigid = replace(task, source=scaled, start=start)
-        result = _register_rigid(rigid, stages)
+        result = _register_rigid(replace(task, source=_scaled(source, scale), start=start), stages)
         if best is None or result.settings["trust"] > best[0].settings["trust"]:
-            best = result, scaled, scale
+            best = result, scale
         if result.verdict is Verdict.ALIGNED:
             break
     assert best is not None
-    result, scaled, scale = best
+    result, scale = best
     with stages("scale"):
         similar = coarse_to_fine(
             source,

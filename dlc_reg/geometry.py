@@ -202,9 +202,14 @@ class PointCloud:
             normals = ops.estimate_normals(self.points, k, num_threads=num_threads)
         viewpoint = self.local_viewpoint
         if viewpoint is not None:
-            away = ((viewpoint - self.points) * normals).sum(dim=1, keepdim=True) < 0
-            normals = torch.where(away, -normals, normals)
+            normals = turned_to(viewpoint, self.points, normals)
         return replace(self, normals=normals)
+
+
+def turned_to(viewpoint: Tensor, points: Tensor, normals: Tensor) -> Tensor:
+    """`normals` (N, 3) of `points` (N, 3) with their signs turned to `viewpoint` (3,), in the points' frame."""
+    away = ((viewpoint - points) * normals).sum(dim=1, keepdim=True) < 0
+    return torch.where(away, -normals, normals)
 
 
 def check_points(points: Array, argument: str, *, remove_non_finite: bool = False) -> npt.NDArray[np.bool_]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dlc_reg import ops
-from dlc_reg.geometry import PointCloud
+from dlc_reg.geometry import PointCloud, turned_to
 
 WORKING_POINTS = 4500  # the working voxel size leaves about so many points in the larger cloud
 MAX_MATCHES = 2000
@@ -52,9 +52,9 @@ class Thinned:
             normals = ops.estimate_normals(indices[-1], k=_neighbours(len(points)), num_threads=num_threads)
             bin_angle = BIN_ANGLE
             if eye is not None:
-                rays = points - eye
-                normals = torch.where(((rays * normals).sum(1) > 0)[:, None], -normals, normals)
-                bin_angle = max(bin_angle, 1.5 * voxel / max(float(rays.norm(dim=1).median()), 5 * voxel))
+                normals = turned_to(eye, points, normals)
+                depth = float((points - eye).norm(dim=1).median())
+                bin_angle = max(bin_angle, 1.5 * voxel / max(depth, 5 * voxel))
             surfaces.append(ops.Surface(points, normals, cell=size, reach=2.5 * size, eye=eye, bin_angle=bin_angle))
         coarse, fine = surfaces
         features = ops.fpfh(indices[0], coarse.normals, 5 * voxel, oriented=oriented, num_threads=num_threads)
