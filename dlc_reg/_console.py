@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import enum
-import json
-import math
 import os
 import sys
 import traceback
@@ -126,23 +124,6 @@ def read_transform(path: Path, option: str) -> NDArray[np.float64]:
     if matrix.shape != (4, 4):
         raise InputError(option, f"'{path}' with shape {matrix.shape}", "a text file with a 4 x 4 matrix")
     return matrix
-
-
-def to_json(value: Any) -> str:
-    """Strict JSON: numbers that it cannot say become null."""
-    return json.dumps(_strict(value), indent=2, allow_nan=False)
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _strict(item) for key, item in value.items()}
-    if isinstance(value, (np.ndarray, np.generic)):
-        return _strict(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [_strict(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 
 def vector(values: Iterable[float]) -> str:

@@ -25,8 +25,8 @@ from dlc_reg._report_page import matrix_text, number, rotation_axis, total_secon
 from dlc_reg.api import METHODS
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud, apply_transform
-from dlc_reg.registration.result import RegistrationResult, Verdict, rotation_angle
-from dlc_reg.report import headline, replacing
+from dlc_reg.registration.result import RegistrationResult, Verdict, rotation_angle, strict_json
+from dlc_reg.report import headline
 
 EXTRAS = {"open3d": ("open3d",), "viz": ("plotly", "matplotlib"), "las": ("laspy", "lazrs")}
 LENGTHS = ("voxel_size", "max_correspondence_distance")
@@ -118,7 +118,7 @@ def register(
         _summary(result, chosen)
     written, withheld = _write(result, outputs, overwrite)
     if as_json:
-        click.echo(console.to_json(_document(result, written)))
+        click.echo(strict_json(_document(result, written), indent=2))
     elif human:
         if written:
             console.line("wrote", ", ".join(str(path) for path in written.values()))
@@ -192,7 +192,7 @@ def _write(result: RegistrationResult, outputs: dict[str, Path], overwrite: bool
     if "--output" in written:
         _write_moved(result, written["--output"], overwrite)
     if "--save-transform" in written:
-        with replacing(written["--save-transform"], overwrite=overwrite) as path:
+        with io.replacing(written["--save-transform"], overwrite=overwrite) as path:
             path.write_text(matrix_text(result.transformation) + "\n", encoding="utf-8")
     if "--report" in written:
         result.report(written["--report"], overwrite=overwrite)
@@ -264,7 +264,7 @@ def info(file: Path, as_json: bool) -> None:
     except InputError as error:
         facts["unusable"] = f"{error.given}; expected {error.expected}"
     if as_json:
-        click.echo(console.to_json({name.replace(" ", "_").replace("-", "_"): value for name, value in facts.items()}))
+        click.echo(strict_json({name.replace(" ", "_").replace("-", "_"): v for name, v in facts.items()}, indent=2))
         return
     for name, value in facts.items():
         console.line(name, _spoken(value), width=13)
@@ -301,7 +301,7 @@ def doctor(as_json: bool) -> None:
     }
     extras = {name: _extra(name, packages) for name, packages in EXTRAS.items()}
     if as_json:
-        click.echo(console.to_json(facts | {"extras": extras}))
+        click.echo(strict_json(facts | {"extras": extras}, indent=2))
         return
     for name, value in (facts | {f"extra {name}": text for name, text in extras.items()}).items():
         console.line(name, value, width=13)

@@ -5,9 +5,10 @@ The suffix says what a file is, and its first bytes must agree.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -120,17 +121,29 @@ def write(
     for name, value in rows.items():
         if len(value) != len(xyz):
             raise InputError(name, f"{len(value)} rows", f"one for each of the {len(xyz)} points")
-    target = Path(os.path.realpath(file))  # a link stays a link
-    draft = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        with draft.open("xb") as stream:
+        with replacing(file, overwrite=overwrite) as draft, draft.open("xb") as stream:
             _WRITERS[suffix](stream, xyz, rows.get("normals"), rows.get("colors"))
-        os.replace(draft, target)
     except OSError as error:
         remedy = "a folder that exists and can be written to"
         raise InputError(argument, f"'{file}': {error.strerror or error}", remedy) from error
     except _LossError as error:
         raise InputError(argument, f"'{file}' for {error}", "a suffix that holds float64, such as .ply") from None
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yields a draft beside `path`, with its suffix, which takes the place of `path` if the block succeeds.
+
+    Raises `FileExistsError` for a file that exists, unless `overwrite`.
+    """
+    if not overwrite and path.exists():
+        raise FileExistsError(f"{path} exists; pass overwrite=True to replace it")
+    target = Path(os.path.realpath(path))  # a link stays a link
+    draft = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
+    try:
+        yield draft
+        os.replace(draft, target)
     finally:
         draft.unlink(missing_ok=True)
 

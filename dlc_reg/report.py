@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
-import tempfile
 import textwrap
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlc_reg._report_scene import Scene, build_scene
+from dlc_reg.io import replacing
 from dlc_reg.registration.result import RegistrationResult, Verdict
 
 # Okabe and Ito's orange and blue, dark to light: told apart by every kind of colour vision, and in grey.
@@ -51,7 +48,7 @@ def write_report(result: RegistrationResult, path: str | Path, *, overwrite: boo
     require_viz()
     from dlc_reg._report_page import page
 
-    with replacing(path, overwrite=overwrite) as temporary:
+    with replacing(Path(path), overwrite=overwrite) as temporary:
         scene = build_scene(result)
         temporary.write_text(page(result, scene, _still(result, scene)), encoding="utf-8")
     return Path(path)
@@ -66,21 +63,9 @@ def plot(result: RegistrationResult, path: str | Path | None = None) -> Any:
     require_viz()
     figure = _figure(result, build_scene(result, limit=60_000))
     if path is not None:
-        with replacing(path, overwrite=True) as temporary:
+        with replacing(Path(path), overwrite=True) as temporary:
             figure.savefig(temporary, dpi=160)
     return figure
-
-
-@contextlib.contextmanager
-def replacing(path: str | Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, with its suffix, which takes its place if the block succeeds."""
-    path = Path(path)
-    if not overwrite and path.exists():
-        raise FileExistsError(f"{path} exists; pass overwrite=True to replace it")
-    with tempfile.TemporaryDirectory(prefix=".dlc_reg-", dir=path.parent) as folder:
-        temporary = Path(folder) / f"output{path.suffix}"
-        yield temporary
-        os.replace(temporary, path)
 
 
 def _still(result: RegistrationResult, scene: Scene) -> bytes:

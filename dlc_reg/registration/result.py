@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,7 +73,8 @@ class RegistrationResult:
         }
 
     def to_json(self, **options: Any) -> str:
-        return json.dumps(self.to_dict(), default=_plain, **options)
+        """`to_dict` as `strict_json`; `options` are those of `json.dumps`."""
+        return strict_json(self.to_dict(), **options)
 
     def __str__(self) -> str:
         rotation = np.degrees(rotation_angle(self.transformation[:3, :3]))
@@ -104,9 +107,18 @@ def rotation_angle(rotation: NDArray[np.float64]) -> float:
     return float(np.arctan2(sine, np.trace(r) - 1))
 
 
+def strict_json(value: Any, **options: Any) -> str:
+    """JSON of nested mappings, sequences, arrays and enums; numbers that JSON cannot say become null."""
+    return json.dumps(_plain(value), allow_nan=False, **options)
+
+
 def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
