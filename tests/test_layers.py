@@ -18,7 +18,7 @@ FLOORS = {
     "errors": 0, "_core": 0, "ops": 0,
     "io": 0.5,
     "manifold": 1, "geometry": 1, "metrics": 1,
-    "iterate": 2,
+    "iterate": 2, "protocols": 2,
     "updates": 3, "convexify": 3, "networks": 3,
     "registration": 4, "alignment": 4, "sequence": 4,
     "api": 5, "training": 5, "evaluation": 5,
@@ -30,10 +30,16 @@ OWNERS = {
     "_convert": "geometry",
     "_report_page": "report", "_report_scene": "report", "_console": "cli",
 }  # fmt: skip
-ORDERED = {"registration": ["result", "freedom", "objectives", "icp", "global_search", "verification"]}
+ORDERED = {
+    "registration": [
+        "result", "freedom", "objectives", "icp", "global_search", "verification", "assignment", "learned",
+    ]
+}  # fmt: skip
 ALLOWED = {("cli", "report"), ("t", "pipelines")}  # among siblings
 LAZY = {("registration.result", "report")}  # upwards, but only inside a function
-HEAVY = {"open3d", "trimesh", "plotly", "matplotlib", "pypcd4", "laspy", "scipy", "click", "tqdm"}
+HEAVY = {
+    "open3d", "trimesh", "plotly", "matplotlib", "pypcd4", "laspy", "scipy", "click", "tqdm", "safetensors", "small_gicp",
+}  # fmt: skip
 
 
 def imports(tree: ast.AST, lazy: bool = False) -> Iterator[tuple[ast.stmt, bool]]:

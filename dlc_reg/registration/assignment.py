@@ -1,0 +1,159 @@
+"""Soft assignment: an energy over poses in which every source point matches every target point a little.
+
+    E(omega) = - (1/N) sum_i log( sum_j exp(a_ij - beta |R p_i + t - q_j|^2) + exp(o) )
+
+a_ij: affinity of the points' features; beta: sharpness; o: outlier level. Its expectation-maximisation step,
+responsibilities and then weighted Procrustes in closed form, never raises E. With a = 0 and beta -> infinity it is ICP.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+ABSENT = -1e4  # the affinity of padding: exp of it is 0 in every dtype
+
+
+class Assignment(NamedTuple):
+    """A batch of pairs with what their features say; it never changes while the pose moves."""
+
+    source: Tensor  # (B, N, 3)
+    target: Tensor  # (B, M, 3)
+    affinity: Tensor  # (B, N, M); `ABSENT` where a point is padding
+    sharpness: Tensor  # () or (B,): beta, 1 / length^2
+    outlier: Tensor | None  # () or (B,): o; None: every point has a match
+    source_weight: Tensor  # (B, N): sums to one over the real points
+    target_weight: Tensor  # (B, M)
+
+
+class SoftAssignment:
+    """The energy, its responsibilities and its step. Poses are (*lead, B, 4, 4): every ray of a batch in one call.
+
+    `both_ways` adds the same energy with source and target exchanged and takes the mean: it is then symmetric, and a
+    target point that nothing explains counts too.
+    """
+
+    def __init__(self, *, both_ways: bool = False) -> None:
+        self.both_ways = both_ways
+
+    def value(self, omega: Tensor, data: Assignment) -> Tensor:
+        """E, (*lead, B)."""
+        logits = self._logits(omega, data)
+        energy = self._one_way(logits, data.source_weight, data.outlier)
+        if self.both_ways:
+            energy = (energy + self._one_way(logits.mT, data.target_weight, data.outlier)) / 2
+        return energy
+
+    def responsibilities(self, omega: Tensor, data: Assignment) -> Tensor:
+        """(*lead, B, N, M): -dE/da, how much of the unit mass of a cloud each pair of points explains."""
+        logits = self._logits(omega, data)
+        shares = _shares(logits, data.outlier) * data.source_weight[..., :, None]
+        if self.both_ways:
+            backward = _shares(logits.mT, data.outlier) * data.target_weight[..., :, None]
+            shares = (shares + backward.mT) / 2
+        return shares
+
+    def step(self, omega: Tensor, data: Assignment) -> Tensor:
+        """The pose after one step of expectation-maximisation, (*lead, B, 4, 4).
+
+        Neal and Hinton, 1998: the responsibilities make a bound of E that touches it at omega; Procrustes minimises it.
+        """
+        return procrustes(self.responsibilities(omega, data), data.source, data.target)
+
+    def normalizer(self, data: Assignment, volume: float = 4 * math.pi / 3) -> Tensor:
+        """log Z (B,): E + log Z is minus the log-likelihood of a mixture of Gaussians about the other cloud's points
+        and of a uniform density over `volume`, so that features, beta and o can be learned at a known pose."""
+        spread = 1.5 * (math.log(math.pi) - data.sharpness.log())
+        logits = data.affinity + spread[..., None, None]
+        outlier = None if data.outlier is None else data.outlier + math.log(volume)
+        total = -self._one_way(logits, data.source_weight, outlier)
+        if self.both_ways:
+            total = (total - self._one_way(logits.mT, data.target_weight, outlier)) / 2
+        return total
+
+    @staticmethod
+    def _logits(omega: Tensor, data: Assignment) -> Tensor:
+        return data.affinity - data.sharpness[..., None, None] * squared_distances(
+            transform(omega, data.source), data.target
+        )
+
+    @staticmethod
+    def _one_way(logits: Tensor, weight: Tensor, outlier: Tensor | None) -> Tensor:
+        explained = logits.logsumexp(-1)
+        if outlier is not None:
+            explained = torch.logaddexp(explained, outlier[..., None].expand_as(explained))
+        return -(weight * explained).sum(-1)
+
+
+def _shares(logits: Tensor, outlier: Tensor | None) -> Tensor:
+    """Softmax over the last dimension and the outlier, which gets no column."""
+    if outlier is None:
+        return logits.softmax(-1)
+    total = torch.logaddexp(logits.logsumexp(-1, keepdim=True), outlier[..., None, None])
+    return (logits - total).exp()
+
+
+def transform(omega: Tensor, points: Tensor) -> Tensor:
+    """R p + t: poses (*lead, B, 4, 4) and points (B, N, 3) -> (*lead, B, N, 3)."""
+    return points @ omega[..., :3, :3].mT + omega[..., None, :3, 3]
+
+
+def squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """|a_i - b_j|^2: (..., N, 3), (..., M, 3) -> (..., N, M), through one matrix product.
+
+    Good to about 1e-6 of the squared size of the clouds in float32: enough here, too little for nearest neighbours.
+    """
+    cross = a @ b.mT
+    return (a.square().sum(-1)[..., :, None] - 2 * cross + b.square().sum(-1)[..., None, :]).clamp(min=0)
+
+
+def procrustes(weights: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """T (..., 4, 4) that minimises sum_ij w_ij |R p_i + t - q_j|^2 (Kabsch 1976; Umeyama, PAMI 1991).
+
+    `weights` (..., N, M), `source` (..., N, 3), `target` (..., M, 3). Weights that are all (nearly) zero give no
+    rotation: R is then the nearest to it that the rounding of the sums says.
+    """
+    of_source = weights.sum(-1)
+    mass = of_source.sum(-1).clamp(min=torch.finfo(weights.dtype).tiny ** 0.5)[..., None]
+    explained = weights @ target  # (..., N, 3): sum_j w_ij q_j
+    mean_source = (of_source[..., None] * source).sum(-2) / mass
+    mean_target = explained.sum(-2) / mass
+    covariance = explained.mT @ source / mass[..., None] - mean_target[..., :, None] * mean_source[..., None, :]
+    rotation = polar_rotation(covariance)
+    translation = mean_target - (rotation @ mean_source[..., None])[..., 0]
+    top = torch.cat([rotation, translation[..., None]], dim=-1)
+    bottom = torch.zeros_like(top[..., :1, :])
+    bottom[..., 3] = 1
+    return torch.cat([top, bottom], dim=-2)
+
+
+def polar_rotation(matrix: Tensor) -> Tensor:
+    """The rotation (..., 3, 3) nearest to `matrix`, R = U diag(1, 1, det) V^T, with a gradient that two equal singular
+    values leave finite: only sums of two of them, the last with its sign, are divided by."""
+    rotation: Tensor = _PolarRotation.apply(matrix)
+    return rotation
+
+
+class _PolarRotation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor) -> Tensor:
+        u, s, vt = torch.linalg.svd(matrix.double())
+        sign = torch.det(u) * torch.det(vt)
+        flip = torch.stack([torch.ones_like(sign), torch.ones_like(sign), sign], dim=-1)
+        rotation = (u * flip[..., None, :]) @ vt
+        ctx.save_for_backward(rotation, s * flip, vt)
+        return rotation.to(matrix.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        # M = R P, P symmetric: R^T dR = X with V^T (R^T dM - dM^T R) V = S X + X S
+        rotation, s, vt = ctx.saved_tensors
+        inner = vt @ rotation.mT @ gradient.double() @ vt.mT
+        sums = s[..., :, None] + s[..., None, :]
+        # where a turn is not held, its gradient is cut off instead of growing without end
+        floor = 1e-4 * s[..., :1, None].abs() + torch.finfo(torch.float32).tiny
+        scaled = (inner - inner.mT) / torch.where(sums.abs() < floor, floor, sums)
+        return (rotation @ vt.mT @ scaled @ vt).to(gradient.dtype)

@@ -1,0 +1,1 @@
+"""Registration networks, each written from its paper, in one frame."""
