@@ -32,7 +32,8 @@ def draw_motion(protocol: Protocol, rng: np.random.Generator) -> Array:
     """(4, 4) float64, the motion that the protocol applies to one of the clouds."""
     motion = np.eye(4)
     if protocol.rotation == "euler":
-        c, s = (f(np.radians(rng.uniform(0, protocol.max_angle_deg, 3))) for f in (np.cos, np.sin))
+        angles = np.radians(rng.uniform(0, protocol.max_angle_deg, 3))
+        c, s = np.cos(angles), np.sin(angles)
         rx = [[1, 0, 0], [0, c[0], -s[0]], [0, s[0], c[0]]]
         ry = [[c[1], 0, s[1]], [0, 1, 0], [-s[1], 0, c[1]]]
         rz = [[c[2], -s[2], 0], [s[2], c[2], 0], [0, 0, 1]]
@@ -49,7 +50,8 @@ def draw_motion(protocol: Protocol, rng: np.random.Generator) -> Array:
 def _choose(count: int, protocol: Protocol, rng: np.random.Generator) -> tuple[Array, Array]:
     """Rows of the shape that the source and the target may use."""
     if protocol.sampling == "overlapping":
-        return np.arange(count), np.arange(count)
+        pool = _draw(count, min(count, 2 * protocol.points), rng)
+        return pool, pool
     if protocol.sampling == "same" or count < 2 * protocol.points:
         first = _draw(count, protocol.points, rng)
         return first, first if protocol.sampling == "same" else _draw(count, protocol.points, rng)

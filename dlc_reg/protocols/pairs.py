@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dlc_reg.errors import InputError
-from dlc_reg.protocols.making import make_pair
+from dlc_reg.protocols.making import draw_motion, make_pair
 from dlc_reg.protocols.shapes import Shapes
 from dlc_reg.protocols.table import Protocol
 from dlc_reg.protocols.table import protocol as find_protocol
@@ -58,6 +58,21 @@ class PairDataset(Dataset[Pair]):
         return self._length
 
     def __getitem__(self, item: int) -> Pair:
+        points, index, rng = self._shape(item)
+        source, target, truth = (torch.from_numpy(a).float() for a in make_pair(points, self.protocol, rng))
+        return Pair(source, target, truth, index)
+
+    def clean_target(self, item: int) -> Tensor:
+        """The whole shape (P, 3) of pair `item` in the target's frame, uncropped and noiseless, for `modified_chamfer`.
+
+        It is the answer: for measuring only.
+        """
+        points, _, rng = self._shape(item)
+        motion = draw_motion(self.protocol, rng)  # the first that make_pair draws
+        moved = points if self.protocol.moves == "source" else points @ motion[:3, :3].T + motion[:3, 3]
+        return torch.from_numpy(moved).float()
+
+    def _shape(self, item: int) -> tuple[Array, int, np.random.Generator]:
         if not 0 <= item < self._length:
             raise IndexError(f"pair {item} of {self._length}")
         rng = np.random.default_rng([self.seed, item])
@@ -65,8 +80,7 @@ class PairDataset(Dataset[Pair]):
         points = self.shapes.points[index]
         if self.transform is not None:
             points = self.transform(points, None if self.shapes.normals is None else self.shapes.normals[index], rng)
-        source, target, truth = (torch.from_numpy(a).float() for a in make_pair(points, self.protocol, rng))
-        return Pair(source, target, truth, index)
+        return points, index, rng
 
 
 @dataclass(frozen=True, eq=False)

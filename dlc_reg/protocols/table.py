@@ -15,9 +15,9 @@ class Protocol:
     """How a pair is made of a shape. Angles in degrees, lengths in the unit sphere's radius.
 
     `points`: of a cloud before its crop; it ends with ceil(keep * points). `sampling`: "same", both clouds are the same
-    points of the shape; "overlapping", each draws its own from all of the shape's points; "apart", each from its own
-    half of them. `rotation`: "euler", Rx Ry Rz with each angle uniform in [0, max_angle_deg]; "axis_angle", a uniform
-    axis and an angle uniform in `rotation_range`. `moves`: the cloud that the drawn motion is applied to.
+    points of the shape; "overlapping", each draws its own from the same 2 * points of them; "apart", each from its own
+    half of the shape. `rotation`: "euler", Rx Ry Rz with each angle uniform in [0, max_angle_deg]; "axis_angle", a
+    uniform axis and an angle uniform in `rotation_range`. `moves`: the cloud that the drawn motion is applied to.
     """
 
     name: str
@@ -81,9 +81,9 @@ prnet           Wang and Solomon, PRNet, NeurIPS 2019: of the same 1,024 points 
                 far point. As in their loader it is 500 (1, 1, 1) or its opposite, plus less than 1 an axis, in the
                 frame *after* the motion, so the crops differ by the motion. Theirs leaves the points sorted by the
                 distance to it; ours are shuffled.
-rpmnet          Yew and Lee, RPM-Net, CVPR 2020: both clouds are drawn from the same 2,048 points of the shape (so some
-                500 points would be common, if it were not for the jitter), each cropped by its own half-space to 70%,
-                thinned to 717, jittered on its own; the source is moved.
+rpmnet          Yew and Lee, RPM-Net, CVPR 2020: both clouds start as the same 2,048 points of the shape; each is
+                cropped by its own half-space to 70%, thinned to 717 and jittered, all apart, and the source is moved.
+                So a quarter of what both show is the same point, up to the jitter.
 modelonet       Huang et al., Predator, CVPR 2021: the same with 50%, 512 points. As in their loader the plane passes
                 through the mean there, so that a crop holds about half the points; too few are repeated.
 *-independent   The clouds come from two halves of the shape's points, so they have none in common, and each far point
