@@ -139,15 +139,15 @@ def test_full_rotations_have_a_uniform_axis_and_angle():
 def separable(inside: np.ndarray, outside: np.ndarray) -> bool:
     """Whether a plane divides the two sets."""
     rows = np.concatenate([np.c_[-inside, np.ones(len(inside))], np.c_[outside, -np.ones(len(outside))]])
-    found = linprog(np.zeros(4), A_ub=rows, b_ub=-1e-9 * np.ones(len(rows)), bounds=(None, None), method="highs")
-    normalised = linprog(np.zeros(4), A_ub=rows, b_ub=-np.ones(len(rows)), bounds=(None, None), method="highs")
-    return found.status == 0 and normalised.status == 0
+    return linprog(np.zeros(4), A_ub=rows, b_ub=-np.ones(len(rows)), bounds=(None, None)).status == 0
 
 
-@pytest.mark.parametrize(("name", "kept"), [("rpmnet", (716, 717)), ("modelonet", (450, 512))])
+@pytest.mark.parametrize(("name", "kept"), [("rpmnet", (716, 717)), ("modelonet", (450, 574))])
 def test_half_spaces(shapes, name, kept):
     """Of the same points each cloud is what lies beyond a plane of its own, through the mean for modelonet."""
-    still = replace(protocol(name), sampling="same", noise_sigma=0.0, max_angle_deg=0.0, max_translation=0.0)
+    still = replace(
+        protocol(name), points=2000, noise_sigma=0.0, max_angle_deg=0.0, max_translation=0.0
+    )  # none thinned
     whole = shapes.points[0].astype(np.float64)[:1024]
     source, target, _ = make_pair(whole, still, np.random.default_rng(5))
     tree = cKDTree(whole)
