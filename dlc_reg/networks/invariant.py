@@ -1,0 +1,156 @@
+"""Point features that a rigid motion does not change: local shape, then context by attention to anchor points.
+
+Local: neighbours at two scales, described by lengths and by products of normals in which every normal occurs an even
+number of times, so that its sign, which a cloud without viewpoint does not tell, drops out. Context: a point attends
+to some hundred anchors of its own cloud, each head preferring a distance of its own, and to those of the other cloud.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dlc_reg import ops
+
+NEAR, FAR_FROM, FAR_TO, FAR_STEP = 16, 20, 96, 4
+NORMAL_NEIGHBOURS = 20
+EDGE_FEATURES, POINT_FEATURES = 8, 6
+
+
+class Shape(NamedTuple):
+    """What a batch of clouds looks like locally; no gradient flows here."""
+
+    edges: Tensor  # (B, N, K, EDGE_FEATURES)
+    points: Tensor  # (B, N, POINT_FEATURES)
+    anchors: Tensor  # (B, A) rows of the anchors
+    anchor_mask: Tensor  # (B, A)
+
+
+class InvariantEncoder(nn.Module):
+    """Clouds (B, N, 3) and (B, M, 3) -> features (B, N, out), (B, M, out), of unit length, and logits (B, N), (B, M)
+    of how likely the point has a counterpart.
+
+    `length`: the extent that distances are measured against; clouds are expected about two wide.
+    """
+
+    def __init__(self, width: int = 96, out: int = 64, heads: int = 4, blocks: int = 2, anchors: int = 128) -> None:
+        super().__init__()
+        self.anchors = anchors
+        self.edge = nn.Sequential(nn.Linear(EDGE_FEATURES, 32), nn.ReLU(), nn.Linear(32, 64), nn.ReLU())
+        self.point = nn.Sequential(nn.Linear(2 * 64 + POINT_FEATURES, width), nn.ReLU(), nn.Linear(width, width))
+        self.own = nn.ModuleList(Attention(width, heads, rings=True) for _ in range(blocks + 1))
+        self.other = nn.ModuleList(Attention(width, heads, rings=False) for _ in range(blocks))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, out + 1)
+
+    def forward(
+        self, source: Tensor, target: Tensor, source_mask: Tensor | None, target_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        clouds = (source, target)
+        shapes = [describe(c, m, self.anchors) for c, m in zip(clouds, (source_mask, target_mask), strict=True)]
+        x = [self._local(s) for s in shapes]
+        rings = [torch.cdist(c, _rows(c, s.anchors)) for c, s in zip(clouds, shapes, strict=True)]
+        for block, own in enumerate(self.own):
+            x = [own(f, _rows(f, s.anchors), s.anchor_mask, r) for f, s, r in zip(x, shapes, rings, strict=True)]
+            if block < len(self.other):
+                at = [_rows(f, s.anchors) for f, s in zip(x, shapes, strict=True)]
+                other = self.other[block]
+                x = [other(x[i], at[1 - i], shapes[1 - i].anchor_mask) for i in (0, 1)]
+        (a, a_logit), (b, b_logit) = (self._out(f) for f in x)
+        return a, b, a_logit, b_logit
+
+    def _local(self, shape: Shape) -> Tensor:
+        edges = self.edge(shape.edges)
+        pooled = torch.cat([edges[:, :, :NEAR].mean(2), edges[:, :, NEAR:].mean(2), shape.points], dim=-1)
+        x: Tensor = self.point(pooled)
+        return x
+
+    def _out(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.head(self.norm(x))
+        return functional.normalize(out[..., :-1], dim=-1), out[..., -1]
+
+
+class Attention(nn.Module):
+    """A pre-norm transformer block from all points to anchors; with `rings`, each head adds -8 (d - r)^2 to its logits
+    for the distance d, a preference for points about r away."""
+
+    def __init__(self, width: int, heads: int, *, rings: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
+        self.merge = nn.Linear(width, width)
+        self.norm, self.norm_anchor, self.norm_hidden = (nn.LayerNorm(width) for _ in range(3))
+        self.hidden = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
+        if rings:
+            self.register_buffer("radii", torch.linspace(0.0, 1.2, heads), persistent=False)
+
+    def forward(self, x: Tensor, anchors: Tensor, mask: Tensor, distances: Tensor | None = None) -> Tensor:
+        batch, count, width = x.shape
+        q = self.query(self.norm(x)).view(batch, count, self.heads, -1).transpose(1, 2)
+        k, v = self.key_value(self.norm_anchor(anchors)).view(batch, -1, 2, self.heads, width // self.heads).unbind(2)
+        bias = torch.where(mask, 0.0, -1e4)[:, None, None, :]
+        if distances is not None:
+            bias = bias - 8 * (distances[:, None] - self.radii[:, None, None]).square()
+        k, v = k.transpose(1, 2), v.transpose(1, 2)
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        mixed = mixed.transpose(1, 2).reshape(batch, count, width)
+        x = x + self.merge(mixed)
+        out: Tensor = x + self.hidden(self.norm_hidden(x))
+        return out
+
+
+@torch.no_grad()
+def describe(points: Tensor, mask: Tensor | None, anchors: int) -> Shape:
+    """Local shape of a batch of clouds (B, N, 3); padding gets zeros."""
+    batch, count = points.shape[:2]
+    k = len(range(FAR_FROM, FAR_TO + 1, FAR_STEP)) + NEAR
+    edges = points.new_zeros(batch, count, k, EDGE_FEATURES)
+    features = points.new_zeros(batch, count, POINT_FEATURES)
+    rows = torch.zeros(batch, anchors, dtype=torch.long)
+    row_mask = torch.zeros(batch, anchors, dtype=torch.bool)
+    for b, cloud in enumerate(points.detach().float().cpu()):
+        real = torch.arange(count) if mask is None else mask[b].cpu().nonzero()[:, 0]
+        e, f, a = _describe(cloud[real], anchors)
+        edges[b, real], features[b, real] = e.to(edges), f.to(features)
+        rows[b, : len(a)], row_mask[b, : len(a)] = real[a], True
+    return Shape(edges, features, rows.to(points.device), row_mask.to(points.device))
+
+
+def _describe(points: Tensor, anchors: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Edge and point features (N, K, E), (N, F), and the rows (A,) of the anchors, of one cloud (N, 3)."""
+    count = len(points)
+    index = ops.SearchIndex(points)
+    _, neighbours = index.knn(points, min(FAR_TO + 1, count))
+    normals = ops.estimate_normals(index, k=min(NORMAL_NEIGHBOURS, count))
+    chosen = [*range(1, NEAR + 1), *range(FAR_FROM, FAR_TO + 1, FAR_STEP)]
+    rows = neighbours[:, [min(c, neighbours.shape[1] - 1) for c in chosen]].long()
+    offset = points[rows] - points[:, None]
+    length = offset.norm(dim=-1)
+    direction = offset / length.clamp(min=1e-9)[..., None]
+    n_i, n_j = normals[:, None], normals[rows]
+    near, far = offset[:, :NEAR].mean(1), offset[:, NEAR:].mean(1)
+    reach_near, reach_far = length[:, :NEAR].mean(1), length[:, NEAR:].mean(1)
+    bend = (normals * far).sum(-1) / reach_far.clamp(
+        min=1e-9
+    )  # to which side the surface bends, times the normal's sign
+    along_i, along_j, turn = (n_i * direction).sum(-1), (n_j * direction).sum(-1), (n_i * n_j).sum(-1)
+    edges = [
+        length, along_i.square(), along_j.square(), turn.square(), along_i * along_j * turn,
+        4 * bend[:, None] * along_i, 4 * bend[rows] * along_j, 4 * bend[:, None] * bend[rows] * turn,
+    ]  # fmt: skip
+    bend_near = (normals * near).sum(-1) / reach_near.clamp(min=1e-9)
+    features = [
+        reach_near, reach_far, near.norm(dim=-1) / reach_near.clamp(min=1e-9),
+        far.norm(dim=-1) / reach_far.clamp(min=1e-9), 4 * bend.abs(), 4 * bend * bend_near,
+    ]  # fmt: skip
+    order = ops.morton_order(points)
+    every = torch.linspace(0, count - 1, min(anchors, count)).round().long()
+    return torch.stack(edges, -1), torch.stack(features, -1), order[every]
+
+
+def _rows(values: Tensor, rows: Tensor) -> Tensor:
+    """values (B, N, C) at rows (B, A): (B, A, C)."""
+    return values.gather(1, rows[..., None].expand(-1, -1, values.shape[-1]))

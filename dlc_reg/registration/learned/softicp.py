@@ -1,0 +1,140 @@
+"""Soft-assignment ICP with learned, pose-invariant features: the energy of `assignment.py`, both ways."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dlc_reg import ops
+from dlc_reg.iterate import Solution
+from dlc_reg.networks.invariant import InvariantEncoder
+from dlc_reg.registration.assignment import ABSENT, Assignment, SoftAssignment
+from dlc_reg.registration.learned.frame import RegistrationNetwork, check_batch
+
+MATCHES, TOLERANCE, SEEDS = 256, 0.08, 64  # of the features' matches that propose poses; clouds are about two wide
+SCREENED = 256  # points of the source that choose among starts
+WIDENING = (1 / 64, 1 / 16, 1 / 4)  # of the sharpness, before the last iterations at the learned one
+
+
+class SoftICP(RegistrationNetwork):
+    """E of `SoftAssignment` with a_ij = -gamma |phi(p_i) - phi(q_j)|^2 + log s_i + log s_j, s the probability that a
+    point has a counterpart; gamma, beta and the outlier level are learned.
+
+    In `eval()` it starts from several poses: the given one, the one that the features alone say, and `hypotheses` more
+    from matches of features whose distances agree. Each descends E, widened at first; the lowest is the answer, but a
+    start by features has to beat the given start by `preference` [nat a point].
+    """
+
+    def __init__(
+        self,
+        width: int = 64,
+        out: int = 64,
+        heads: int = 4,
+        blocks: int = 2,
+        anchors: int = 128,
+        hypotheses: int = 6,
+        preference: float = 0.02,
+    ) -> None:
+        super().__init__()
+        self.encoder = InvariantEncoder(width, out, heads, blocks, anchors)
+        self.energy = SoftAssignment(both_ways=True)
+        self.hypotheses, self.preference = hypotheses, preference
+        self.log_gamma = nn.Parameter(torch.tensor(2.0))
+        self.log_beta = nn.Parameter(torch.tensor(5.0))
+        self.outlier = nn.Parameter(torch.tensor(-6.0))
+
+    def encode(
+        self, source: Tensor, target: Tensor, source_mask: Tensor | None = None, target_mask: Tensor | None = None
+    ) -> Assignment:
+        a, b, a_logit, b_logit = self.encoder(source, target, source_mask, target_mask)
+        affinity = 2 * self.log_gamma.exp() * (a @ b.mT - 1)
+        affinity = affinity + functional.logsigmoid(a_logit)[..., None] + functional.logsigmoid(b_logit)[..., None, :]
+        real = [_real(c, m) for c, m in ((source, source_mask), (target, target_mask))]
+        affinity = affinity.masked_fill(~(real[0][:, :, None] & real[1][:, None, :]), ABSENT)
+        weights = [r / r.sum(1, keepdim=True).to(source.dtype) for r in real]
+        batch = len(source)
+        return Assignment(
+            source, target, affinity, self.log_beta.exp().expand(batch), self.outlier.expand(batch), *weights
+        )
+
+    def value(self, omega: Tensor, encoded: Assignment) -> Tensor:
+        return self.energy.value(omega, encoded)
+
+    def step(self, omega: Tensor, encoded: Assignment) -> Tensor:
+        return self.energy.step(omega, encoded)
+
+    def matching_loss(self, encoded: Assignment, truth: Tensor) -> Tensor:
+        """(B,): minus the log-likelihood of both clouds at the true pose; it trains features, gamma, beta and o."""
+        return self.energy.value(truth, encoded) + self.energy.normalizer(encoded)
+
+    def forward(
+        self,
+        source: Tensor,
+        target: Tensor,
+        source_mask: Tensor | None = None,
+        target_mask: Tensor | None = None,
+        *,
+        init: Tensor | None = None,
+        iterations: int | None = None,
+    ) -> Solution:
+        if self.training or not self.hypotheses:
+            return super().forward(source, target, source_mask, target_mask, init=init, iterations=iterations)
+        check_batch(source, target, source_mask, target_mask, init)
+        with torch.no_grad():
+            encoded = self.encode(source, target, source_mask, target_mask)
+            given = self.start(source) if init is None else init.to(source)
+            best = self.choose(_thinned(encoded), self.starts(encoded, given))
+        return self.solve(encoded, best, iterations)
+
+    def starts(self, encoded: Assignment, given: Tensor) -> Tensor:
+        """(2 + hypotheses, B, 4, 4): the given start (B, 4, 4), the features' own, and the best of the matches'."""
+        flat = encoded._replace(sharpness=torch.zeros_like(encoded.sharpness))
+        proposals = [self._proposals(encoded, b) for b in range(len(given))]
+        return torch.cat([given[None], self.step(given, flat)[None], torch.stack(proposals, dim=1).to(given)])
+
+    def choose(self, encoded: Assignment, starts: Tensor) -> Tensor:
+        """The best (B, 4, 4) of `starts` (S, B, 4, 4), the first of which is the given one, after a short descent."""
+        omega = starts
+        for factor in WIDENING:
+            wide = encoded._replace(sharpness=encoded.sharpness * factor)
+            for _ in range(2):
+                omega = self.step(omega, wide)
+        omega = self.step(omega, encoded)
+        energy = self.value(omega, encoded)
+        energy[0] -= self.preference
+        best = energy.argmin(0)
+        return omega[best, torch.arange(len(best), device=best.device)]
+
+    def _proposals(self, encoded: Assignment, b: int) -> Tensor:
+        """(hypotheses, 4, 4): poses on which matches of features agree, the lowest energies of one pair."""
+        one = Assignment(*(field[b : b + 1] if field is not None else None for field in encoded))
+        log_p = one.affinity.log_softmax(-1) + one.affinity.log_softmax(-2)
+        best = log_p.flatten().topk(min(MATCHES, log_p.numel())).indices
+        rows, columns = best // log_p.shape[-1], best % log_p.shape[-1]
+        poses, _ = ops.propose_poses(
+            one.source[0, rows].cpu(), one.target[0, columns].cpu(), TOLERANCE, max_seeds=SEEDS
+        )
+        poses = poses.to(one.source)[:, None]
+        if not len(poses):
+            return self.start(one.source).expand(self.hypotheses, 4, 4)
+        thin = _thinned(one)._replace(sharpness=one.sharpness / 8)
+        order = self.value(poses, thin)[:, 0].argsort()[: self.hypotheses]
+        chosen = poses[order, 0]
+        return torch.cat([chosen, chosen[:1].expand(self.hypotheses - len(chosen), 4, 4)])
+
+
+def _thinned(encoded: Assignment) -> Assignment:
+    """With at most `SCREENED` evenly chosen rows of the source."""
+    count = encoded.source.shape[1]
+    few = torch.linspace(0, count - 1, min(SCREENED, count)).round().long()
+    weight = encoded.source_weight[:, few]
+    return encoded._replace(
+        source=encoded.source[:, few],
+        affinity=encoded.affinity[:, few],
+        source_weight=weight / weight.sum(1, keepdim=True),
+    )
+
+
+def _real(points: Tensor, mask: Tensor | None) -> Tensor:
+    return torch.ones(points.shape[:2], dtype=torch.bool, device=points.device) if mask is None else mask
