@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from dlc_reg import ops
 from dlc_reg.errors import InputError
 from dlc_reg.manifold import invert_rigid, so3_log, vee
 
@@ -27,6 +28,49 @@ def translation_error(estimate: Any, truth: Any) -> Tensor:
     """
     offset = (_pose(estimate, "estimate") - _pose(truth, "truth"))[..., :3, 3]
     return offset.square().sum(-1).sqrt()
+
+
+class EulerErrors(NamedTuple):
+    """Over all pairs and the three axes: root mean square and mean absolute differences, degrees and points' unit."""
+
+    rotation_rmse_deg: float
+    rotation_mae_deg: float
+    translation_rmse: float
+    translation_mae: float
+
+
+def euler_errors(estimate: Any, truth: Any, sequence: Literal["zyx", "xyz"] = "zyx") -> EulerErrors:
+    """The errors of the tables of DCP and PRNet (Wang and Solomon, ICCV and NeurIPS 2019), of poses (..., 4, 4).
+
+    Euler angles in the sense of SciPy's as_euler(sequence), about fixed axes: "zyx", R = Rx Ry Rz, is what DCP and
+    PRNet use for T_target_source; "xyz", R = Rz Ry Rx, what RPM-Net (CVPR 2020) does, whose truth is the inverse of the
+    motion it draws. As in their code angles are subtracted as they are, so -179 and 179 degrees differ by 358.
+    """
+    if sequence not in ("zyx", "xyz"):
+        raise InputError("sequence", repr(sequence), "'zyx' or 'xyz'")
+    e, t = _pose(estimate, "estimate"), _pose(truth, "truth")
+    if not e.numel() or not t.numel():
+        raise InputError("estimate, truth", f"shapes {tuple(e.shape)}, {tuple(t.shape)}", "at least one pose")
+    angles = torch.rad2deg(_euler_angles(e[..., :3, :3], sequence) - _euler_angles(t[..., :3, :3], sequence))
+    moves = (e - t)[..., :3, 3]
+    values = [f(x).item() for x in (angles, moves) for f in (_root_mean_square, _mean_absolute)]
+    return EulerErrors(*values)
+
+
+def modified_chamfer(estimate: Any, truth: Any, source: Any, target: Any, clean_target: Any) -> Tensor:
+    """RPM-Net's modified Chamfer distance of one pair (Yew and Lee, CVPR 2020, section 6), squared unit of the points.
+
+    Mean over the source (N, 3), moved by the estimate, of the squared distance to the clean target, plus the mean over
+    the target (M, 3) of the squared distance to the clean source moved by the estimate. Clean is the whole shape
+    without noise or crop: `clean_target` (K, 3) in the target's frame; in the source's it is truth^-1 of that.
+    """
+    pose, true = _pose(estimate, "estimate"), _pose(truth, "truth")
+    if pose.ndim != 2 or true.ndim != 2:
+        raise InputError("estimate, truth", f"shapes {tuple(pose.shape)}, {tuple(true.shape)}", "one (4, 4) each")
+    s, t, clean = (torch.as_tensor(x, dtype=torch.float64, device=pose.device) for x in (source, target, clean_target))
+    there, _ = ops.knn(_move(pose, s), clean)
+    back, _ = ops.knn(t, _move(pose @ invert_rigid(true), clean))
+    return there.double().square().mean() + back.double().square().mean()
 
 
 def redwood_rmse(estimate: Any, truth: Any, information: Any) -> Tensor:
@@ -68,3 +112,35 @@ def _pose(pose: Any, argument: str) -> Tensor:
     if matrix.shape[-2:] != (4, 4):
         raise InputError(argument, f"shape {tuple(matrix.shape)}", "(..., 4, 4)")
     return matrix
+
+
+def _move(pose: Tensor, points: Tensor) -> Tensor:
+    return points @ pose[:3, :3].mT + pose[:3, 3]
+
+
+def _root_mean_square(x: Tensor) -> Tensor:
+    return x.square().mean().sqrt()
+
+
+def _mean_absolute(x: Tensor) -> Tensor:
+    return x.abs().mean()
+
+
+def _euler_angles(rotation: Tensor, sequence: str) -> Tensor:
+    """Angles (..., 3) [rad] about the fixed axes x, y, z in turn ("xyz") or z, y, x ("zyx"; still returned as x, y, z).
+
+    Where the middle one is a quarter turn the last in turn is zero, as in SciPy.
+    """
+    flip = sequence == "zyx"  # Rx(a) Ry(b) Rz(c) is the transpose of Rz(-c) Ry(-b) Rx(-a)
+    r = rotation.mT if flip else rotation
+    cosine = torch.hypot(r[..., 0, 0], r[..., 1, 0])
+    locked = cosine < 1e-7
+    y = torch.atan2(-r[..., 2, 0], cosine)
+    x, z = torch.atan2(r[..., 2, 1], r[..., 2, 2]), torch.atan2(r[..., 1, 0], r[..., 0, 0])
+    zero = torch.zeros_like(x)
+    if flip:  # x comes last
+        x, z = torch.where(locked, zero, x), torch.where(locked, torch.atan2(-r[..., 0, 1], r[..., 1, 1]), z)
+    else:
+        x, z = torch.where(locked, torch.atan2(-r[..., 1, 2], r[..., 1, 1]), x), torch.where(locked, zero, z)
+    angles = torch.stack([x, y, z], dim=-1)
+    return -angles if flip else angles
