@@ -28,7 +28,9 @@ FLOORS = {
 OWNERS = {
     "_formats": "io", "_ply": "io", "_pcd": "io",
     "_convert": "geometry",
-    "_report_page": "report", "_report_scene": "report", "_console": "cli",
+    "_report_page": "report", "_report_scene": "report", "_console": "cli", "_evaluate_command": "cli",
+    "_recipe": "training", "_losses": "training", "_parallel": "training", "_training_log": "training",
+    "_methods": "evaluation", "_symmetry": "evaluation", "_landscapes": "evaluation", "_tables": "evaluation",
 }  # fmt: skip
 ORDERED = {
     "registration": [

@@ -1,0 +1,189 @@
+"""The terms of the training loss, each readable beside its formula.
+
+    total = contrastive * InfoNCE(E) + unrolled * sum_k w_k (|R_k - R*|_F^2 + |t_k - t*|^2) + matching * network's own
+          + (dlc != "none") * ConvexifiedLoss
+
+Every random number is drawn for the batch of all processes together, and each takes its rows: what is learned does not
+depend on how many processes share the work.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dlc_reg._recipe import Convexify, Recipe
+from dlc_reg.manifold import SE3
+from dlc_reg.protocols import PairBatch
+from dlc_reg.registration.learned.frame import RegistrationNetwork
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Random poses about truths for the rows [begin, end) of a batch of `total` pairs."""
+
+    generator: torch.Generator  # on the CPU, so that every device draws the same
+    total: int
+    begin: int
+    end: int
+
+    def uniform(self, *lead: int) -> Tensor:
+        """(*lead, rows) in [0, 1)."""
+        return torch.rand(*lead, self.total, generator=self.generator)[..., self.begin : self.end]
+
+    def directions(self, *lead: int) -> Tensor:
+        """(*lead, rows, 3), of unit length."""
+        vectors = torch.randn(*lead, self.total, 3, generator=self.generator)[..., self.begin : self.end, :]
+        return functional.normalize(vectors, dim=-1)
+
+    def around(self, truth: Tensor, angle_deg: float, length: float, *lead: int) -> Tensor:
+        """Poses (*lead, B, 4, 4): turned by up to the angle about any axis, then moved by up to the length."""
+        turn = math.radians(angle_deg) * self.uniform(*lead)[..., None] * self.directions(*lead)
+        move = length * self.uniform(*lead)[..., None] * self.directions(*lead)
+        xi = torch.cat([turn, move], dim=-1).to(truth)
+        return SE3().retract(truth, xi)
+
+
+def pose_loss(estimate: Tensor, truth: Tensor) -> Tensor:
+    """|R - R*|_F^2 + |t - t*|^2, (..., B), of poses (..., B, 4, 4). The first is 4 (1 - cos angle)."""
+    return (estimate - truth)[..., :3, :].square().sum((-2, -1))
+
+
+def contrastive(network: RegistrationNetwork, encoded: Any, truth: Tensor, recipe: Recipe, draw: Draw) -> Tensor:
+    """InfoNCE on the energy: the truth against poses moved from it, logits -E / temperature."""
+    loss = recipe.loss
+    moved = draw.around(truth, loss.negative_angle_deg, loss.negative_translation, loss.negatives)
+    logits = -network.value(torch.cat([truth[None], moved]), encoded).float() / loss.temperature
+    return -logits.log_softmax(0)[0].mean()
+
+
+def unrolled(network: RegistrationNetwork, encoded: Any, truth: Tensor, recipe: Recipe, draw: Draw) -> Tensor:
+    """The pose loss after each of a few steps of the network's own update; step k weighs k."""
+    poses = predict(network, encoded, truth, recipe, draw)
+    weight = torch.arange(1, len(poses) + 1, device=truth.device, dtype=truth.dtype)
+    return (weight / weight.sum()) @ pose_loss(poses, truth).mean(-1)
+
+
+def predict(network: RegistrationNetwork, encoded: Any, truth: Tensor, recipe: Recipe, draw: Draw) -> Tensor:
+    """The poses after each unrolled step, (steps, B, 4, 4), from the recipe's start."""
+    start = network.manifold.identity((len(truth),), dtype=truth.dtype, device=truth.device)
+    if recipe.loss.start == "truth":
+        start = draw.around(truth, recipe.loss.start_angle_deg, recipe.loss.start_translation)
+    return network.trajectory(encoded, start, recipe.loss.unrolled_steps)
+
+
+class Losses(nn.Module):
+    """The recipe's loss of a network on a batch. Parameters: those that the DLC learns itself, if any."""
+
+    def __init__(self, network: RegistrationNetwork, recipe: Recipe) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self._network = [network]  # in a list: its parameters are not this module's
+        weights = recipe.loss
+        self.weights = {"contrastive": weights.contrastive, "unrolled": weights.unrolled, "matching": weights.matching}
+        self.weights = {name: weight for name, weight in self.weights.items() if weight}
+        if "matching" in self.weights and not hasattr(network, "matching_loss"):
+            del self.weights["matching"]
+        self.convexified: nn.Module | None = None
+        if recipe.dlc != "none":
+            objective = network.value if recipe.dlc == "energy" else _label_loss
+            self.convexified = convexified_loss(objective, recipe.convexify)
+            self.weights["dlc"] = 1.0
+
+    def forward(self, batch: PairBatch, draw: Draw) -> tuple[Tensor, dict[str, float]]:
+        """The total, and what each term adds to it by name, with ConvexifiedLoss's own terms as "dlc_..."."""
+        encoded = self.encode(batch)
+        terms = {name: self.term(name, encoded, batch.truth, draw) for name in self.weights}
+        total = torch.stack([self.weights[name] * value for name, (value, _) in terms.items()]).sum()
+        figures = {name: value.item() for name, (value, _) in terms.items()}
+        for _, more in terms.values():
+            figures |= more
+        return total, figures
+
+    def encode(self, batch: PairBatch) -> Any:
+        """Features once a batch, in the recipe's precision."""
+        half, device = self.recipe.optimizer.precision == "bf16", batch.source.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            return self.network.encode(batch.source, batch.target, batch.source_mask, batch.target_mask)
+
+    def term(self, name: str, encoded: Any, truth: Tensor, draw: Draw) -> tuple[Tensor, dict[str, float]]:
+        """One term, and further figures of it."""
+        network, recipe = self.network, self.recipe
+        if name == "matching":
+            return network.matching_loss(encoded, truth).mean(), {}  # type: ignore[operator]
+        if name == "dlc":
+            return self._convexity(encoded, truth, draw)
+        function: Callable[..., Tensor] = {"contrastive": contrastive, "unrolled": unrolled}[name]
+        return function(network, encoded, truth, recipe, draw), {}
+
+    @property
+    def network(self) -> RegistrationNetwork:
+        return self._network[0]
+
+    def _convexity(self, encoded: Any, truth: Tensor, draw: Draw) -> tuple[Tensor, dict[str, float]]:
+        assert self.convexified is not None
+        data = encoded
+        if self.recipe.dlc == "label":
+            data = predict(self.network, encoded, truth, self.recipe, draw)[-1]
+        result = self.convexified(truth, data, generator=draw.generator)
+        return result.total, {f"dlc_{name}": float(value) for name, value in result.terms.items()}
+
+
+def _label_loss(omega: Tensor, estimate: Tensor) -> Tensor:
+    """The label side's objective: the network has answered, and only the label moves."""
+    return pose_loss(estimate, omega)
+
+
+def convexified_loss(objective: Callable[[Tensor, Any], Tensor], settings: Convexify) -> nn.Module:
+    raise NotImplementedError
+
+
+def term_costs(
+    network: RegistrationNetwork, recipe: Recipe, batch: PairBatch, draw: Draw, repeats: int = 3
+) -> dict[str, dict[str, float]]:
+    """Seconds and forward passes of a step, gradients included, and what each term adds to it.
+
+    A forward pass is the encoder and one value of the energy, without gradients. What a term adds is the step's time
+    less that of a step without it; of the only term, the whole.
+    """
+    losses = Losses(copy.deepcopy(network).train(), recipe).to(batch.source.device)
+    names = list(losses.weights)
+
+    def forward() -> None:
+        with torch.no_grad():
+            losses.network.value(batch.truth, losses.encode(batch))
+
+    def step(terms: list[str]) -> Callable[[], None]:
+        def run() -> None:
+            encoded = losses.encode(batch)
+            values = [losses.term(name, encoded, batch.truth, draw)[0] for name in terms]
+            torch.autograd.backward(torch.stack(values).sum())
+
+        return run
+
+    unit, whole = _timed(forward, repeats, batch), _timed(step(names), repeats, batch)
+    seconds = {"forward": unit, "step": whole}
+    for name in names:
+        others = [other for other in names if other != name]
+        seconds[name] = max(whole - (_timed(step(others), repeats, batch) if others else 0.0), 0.0)
+    return {name: {"seconds": value, "passes": value / unit} for name, value in seconds.items()}
+
+
+def _timed(run: Callable[[], None], repeats: int, batch: PairBatch) -> float:
+    """The least of some runs' seconds, after one that warms up."""
+    times = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        run()
+        if batch.source.is_cuda:
+            torch.cuda.synchronize(batch.source.device)
+        times.append(time.perf_counter() - began)
+    return min(times[1:])

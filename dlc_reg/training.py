@@ -1,0 +1,311 @@
+"""Training of registration networks: one loop, from a recipe, over one or many processes, exactly resumable.
+
+    result = train(load_recipe("recipes/softicp.toml"), Shapes.load("shapes.npz"), "runs/softicp")
+
+What a run learns depends on its recipe and its shapes alone: pairs and every other random number come from (seed,
+step), so that a run that was interrupted, or shared by more processes, goes the same way.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from dlc_reg._losses import Draw, Losses, term_costs
+from dlc_reg._parallel import Processes, processes
+from dlc_reg._recipe import Convexify, Data, Loss, Optimizer, Recipe, Validation, load_recipe, make_recipe
+from dlc_reg._training_log import NAME, Log
+from dlc_reg.errors import InputError
+from dlc_reg.io import replacing
+from dlc_reg.metrics import recall, rotation_error, translation_error
+from dlc_reg.protocols import PairBatch, PairDataset, Shapes, collate
+from dlc_reg.registration.learned.frame import RegistrationNetwork
+
+__all__ = [
+    "CHECKPOINT",
+    "LOG",
+    "Convexify",
+    "Data",
+    "Loss",
+    "Optimizer",
+    "Recipe",
+    "Trained",
+    "Validation",
+    "build_network",
+    "load_recipe",
+    "make_recipe",
+    "term_costs",
+    "train",
+    "validate",
+]
+
+CHECKPOINT, LOG = "checkpoint.pt", NAME
+_MAX_SKIPPED = 20  # steps in a row whose gradient is not finite
+
+
+@dataclass
+class Trained:
+    """The network with its best weights on validation, in eval(), and what the run says of itself."""
+
+    network: RegistrationNetwork
+    recipe: Recipe
+    figures: dict[str, float] = field(default_factory=dict)  # of the best weights, on validation, and their step
+    costs: dict[str, dict[str, float]] = field(default_factory=dict)
+    seconds_per_step: float = math.nan
+    parameters: int = 0
+
+
+def build_network(recipe: Recipe) -> RegistrationNetwork:
+    """The recipe's network with fresh weights, which its seed determines."""
+    from dlc_reg.registration.learned import ARCHITECTURES
+
+    if recipe.architecture not in ARCHITECTURES:
+        raise InputError("architecture", repr(recipe.architecture), f"one of {', '.join(ARCHITECTURES)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        try:
+            network: RegistrationNetwork = ARCHITECTURES[recipe.architecture](**recipe.network)
+        except TypeError as error:
+            raise InputError("network", str(recipe.network), f"arguments of {recipe.architecture} ({error})") from None
+    return network
+
+
+def train(
+    recipe: Recipe,
+    shapes: Shapes,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    network: RegistrationNetwork | None = None,
+    device: str | torch.device | None = None,
+    checkpoint_every: int = 250,
+    stop_at: int | None = None,
+    tensorboard: bool = False,
+    progress: bool = False,
+) -> Trained:
+    """Trains on the shapes' split "train" and keeps what is best on "val".
+
+    Args:
+        out: a folder for the checkpoint and the log; one with a checkpoint is refused unless `resume`.
+        resume: go on from the checkpoint, if there is one, as if nothing had happened, to the bit.
+        network: trained instead of the recipe's architecture, from the weights it has.
+        device: None for this process's CUDA device, or the CPU.
+        stop_at: end after this step, with a checkpoint; the schedule stays that of the whole run.
+        tensorboard: log there too, if it is installed.
+
+    Under `torchrun` the batch is shared by the processes, and only the first writes. Batch statistics are a process's
+    own.
+    """
+    with processes(device) as group, torch.random.fork_rng():
+        run = _Run(recipe, shapes, Path(out), network or build_network(recipe), group)
+        run.open(resume)
+        last = min(stop_at or recipe.optimizer.steps, recipe.optimizer.steps)
+        with Log(run.out, run.step, group.first, tensorboard) as log:
+            for batch in run.batches(last, progress):
+                row = run.take_step(batch)
+                if run.step % recipe.validation.every == 0 or run.step == recipe.optimizer.steps:
+                    row |= run.look()
+                log.write(row)
+                if run.step % checkpoint_every == 0 or run.step == last:
+                    run.save()
+        return run.result()
+
+
+class _Run:
+    """The state of a training: weights, optimizer, step, and the best so far."""
+
+    def __init__(
+        self, recipe: Recipe, shapes: Shapes, out: Path, network: RegistrationNetwork, group: Processes
+    ) -> None:
+        if recipe.optimizer.batch % group.count:
+            raise InputError("optimizer.batch", str(recipe.optimizer.batch), f"a multiple of {group.count} processes")
+        settings = recipe.optimizer
+        self.recipe, self.out, self.group = recipe, out, group
+        self.network = network.to(group.device)
+        self.losses = Losses(self.network, recipe).to(group.device)
+        self.parameters = [p for p in (*self.network.parameters(), *self.losses.parameters()) if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.rate, weight_decay=settings.weight_decay)
+        self.step, self.skipped, self.seconds = 0, 0, 0.0
+        self.best: dict[str, Any] = {}
+        self.costs: dict[str, dict[str, float]] = {}
+        self.training, self.held_out = _pairs(recipe, shapes)
+
+    def open(self, resume: bool) -> None:
+        """Makes the folder, or takes up what is in it."""
+        path = self.out / CHECKPOINT
+        if path.exists() and not resume:
+            raise InputError("out", f"'{self.out}', which has a checkpoint", "a new folder, or resume=True")
+        if self.group.first:
+            self.out.mkdir(parents=True, exist_ok=True)
+        self.group.wait()
+        if not path.exists():
+            self.costs = self.measure()
+            return
+        state = torch.load(path, map_location=self.group.device, weights_only=True)
+        if json.loads(state["recipe"]) != json.loads(json.dumps(self.recipe.to_dict())):
+            raise InputError("recipe", "one that differs from the checkpoint's", "the recipe that the run began with")
+        if state["data"] != self.training.shapes.checksum:
+            raise InputError("shapes", "others than the checkpoint's", "the data that the run began with")
+        self.network.load_state_dict(state["network"])
+        self.losses.load_state_dict(state["losses"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds, self.best, self.costs = (state[k] for k in ("step", "seconds", "best", "costs"))
+
+    def save(self) -> None:
+        """Everything that the next step depends on."""
+        if not self.group.first:
+            return
+        state = {
+            "recipe": json.dumps(self.recipe.to_dict()),
+            "data": self.training.shapes.checksum,
+            "network": self.network.state_dict(),
+            "losses": self.losses.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+            "costs": self.costs,
+        }
+        with replacing(self.out / CHECKPOINT, overwrite=True) as path:
+            torch.save(state, path)
+
+    def batches(self, last: int, progress: bool) -> Iterator[PairBatch]:
+        """This process's share of each batch, up to step `last`."""
+        from tqdm import tqdm
+
+        total = self.recipe.optimizer.batch
+        begin, end = self.group.rows(total)
+        rows = [list(range(s * total + begin, s * total + end)) for s in range(self.step, last)]
+        loader = DataLoader(
+            self.training,
+            batch_sampler=rows,
+            num_workers=self.recipe.data.workers,
+            collate_fn=collate,
+        )
+        shown = progress and self.group.first
+        yield from tqdm(loader, initial=self.step, total=last, desc=self.recipe.name, disable=not shown)
+
+    def take_step(self, batch: PairBatch) -> dict[str, Any]:
+        """One step of the optimizer; the row of the log."""
+        began, settings = time.perf_counter(), self.recipe.optimizer
+        rate = settings.rate * _schedule(settings, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        torch.manual_seed(_mixed(self.recipe.seed, self.step))  # of what the network itself draws
+        self.network.train()
+        for p in self.parameters:  # zeros, not None: every process has the same ones
+            p.grad = torch.zeros_like(p)
+        total, figures = self.losses(batch.to(self.group.device), self.draw())
+        total.backward()
+        names, values = list(figures), torch.tensor([total.item(), *figures.values()])
+        buffers = [b for b in self.network.buffers() if b.is_floating_point()]
+        self.group.average([values, *(p.grad for p in self.parameters if p.grad is not None), *buffers])
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.clip or math.inf)
+        self._apply(bool(torch.isfinite(norm)))
+        self.step += 1
+        took = time.perf_counter() - began
+        self.seconds += took
+        row = {"step": self.step, "loss": values[0].item(), **dict(zip(names, values[1:].tolist(), strict=True))}
+        return {**row, "rate": rate, "gradient": norm.item(), "seconds": took}
+
+    def _apply(self, finite: bool) -> None:
+        """A gradient that is not finite is left out; many in a row end the run."""
+        self.skipped = 0 if finite else self.skipped + 1
+        if self.skipped > _MAX_SKIPPED:
+            raise FloatingPointError(f"no finite gradient in {_MAX_SKIPPED} steps up to step {self.step}")
+        if finite:
+            self.optimizer.step()
+
+    def draw(self) -> Draw:
+        total = self.recipe.optimizer.batch
+        generator = torch.Generator().manual_seed(_mixed(self.recipe.seed, self.step))
+        return Draw(generator, total, *self.group.rows(total))
+
+    def look(self) -> dict[str, float]:
+        """Figures on validation, by the first process; the best weights are kept."""
+        if not self.group.first:
+            return {}
+        steps = self.recipe.validation.iterations or None
+        figures = validate(self.network, self.held_out, device=self.group.device, iterations=steps)
+        if not self.best or _rank(figures) > _rank(self.best["figures"]):
+            weights = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+            self.best = {"network": weights, "figures": {**figures, "step": float(self.step)}}
+        return {f"validation_{name}": value for name, value in figures.items()}
+
+    def measure(self) -> dict[str, dict[str, float]]:
+        """On the first batch, with a copy of the network."""
+        begin, end = self.group.rows(self.recipe.optimizer.batch)
+        batch = collate([self.training[i] for i in range(begin, end)]).to(self.group.device)
+        return term_costs(self.network, self.recipe, batch, self.draw())
+
+    def result(self) -> Trained:
+        count = sum(p.numel() for p in self.network.parameters())
+        network = copy.deepcopy(self.network)
+        if self.best:
+            network.load_state_dict(self.best["network"])
+        figures = dict(self.best.get("figures", {}))
+        return Trained(network.eval(), self.recipe, figures, self.costs, self.seconds / max(self.step, 1), count)
+
+
+def _pairs(recipe: Recipe, shapes: Shapes) -> tuple[PairDataset, PairDataset]:
+    """Training and validation pairs."""
+    count, held_out = recipe.optimizer.steps * recipe.optimizer.batch, recipe.validation
+    chosen = [shapes.select(split=split, categories=recipe.data.categories) for split in ("train", "val")]
+    training = PairDataset(chosen[0], recipe.data.make(), recipe.seed, count)
+    protocol = recipe.data.make(held_out.protocol or None)
+    return training, PairDataset(chosen[1], protocol, held_out.seed, held_out.pairs)
+
+
+@torch.no_grad()
+def validate(
+    network: RegistrationNetwork,
+    pairs: PairDataset,
+    *,
+    device: Any = "cpu",
+    iterations: int | None = None,
+    batch: int = 32,
+) -> dict[str, float]:
+    """Success within 5 degrees, mean isotropic errors (degrees, the points' unit) and seconds a pair, in eval()."""
+    training, began = network.training, time.perf_counter()
+    network.eval()
+    errors = []
+    for start in range(0, len(pairs), batch):
+        given = collate([pairs[i] for i in range(start, min(start + batch, len(pairs)))]).to(device)
+        masks = given.source_mask, given.target_mask
+        omega = network(given.source, given.target, *masks, iterations=iterations).omega
+        errors.append(torch.stack([rotation_error(omega, given.truth), translation_error(omega, given.truth)], -1))
+    network.train(training)
+    e = torch.nan_to_num(torch.cat(errors).cpu(), nan=math.pi)
+    e[:, 0] = torch.rad2deg(e[:, 0])
+    took = (time.perf_counter() - began) / len(pairs)
+    success = recall(e[:, 0], torch.tensor(5.0)).item()
+    return {"success": success, "rotation_deg": e[:, 0].mean().item(), "translation": e[:, 1].mean().item(),
+            "seconds": took}  # fmt: skip
+
+
+def _schedule(settings: Optimizer, step: int) -> float:
+    """The share of the full rate at a step."""
+    if step < settings.warm_up:
+        return (step + 1) / settings.warm_up
+    progress = (step - settings.warm_up) / max(settings.steps - settings.warm_up, 1)
+    return settings.final_rate + (1 - settings.final_rate) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _mixed(seed: int, step: int) -> int:
+    """One seed of two numbers, without visible relation to either."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _rank(figures: dict[str, float]) -> tuple[float, float]:
+    """More is better: success, and among equals the smaller mean error."""
+    return figures["success"], -figures["rotation_deg"]

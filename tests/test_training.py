@@ -1,0 +1,324 @@
+"""Recipes, and a training loop whose runs depend on recipe and data alone."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from learning import Tiny, blocks
+
+from dlc_reg import _losses
+from dlc_reg._losses import Draw, pose_loss
+from dlc_reg.errors import InputError
+from dlc_reg.manifold import SE3
+from dlc_reg.protocols import PairDataset, collate
+from dlc_reg.training import Recipe, load_recipe, make_recipe, train, validate
+
+TABLE = {
+    "data": {"protocol": "full-0-45", "points": 48},
+    "optimizer": {"steps": 12, "batch": 4, "rate": 0.01, "warm_up": 3},
+    "loss": {"contrastive": 1.0, "unrolled": 1.0, "matching": 0.1, "start": "truth"},
+    "validation": {"every": 6, "pairs": 6},
+}
+
+
+def recipe(**changes: dict) -> Recipe:
+    return make_recipe(
+        {**TABLE, **{k: {**TABLE.get(k, {}), **v} if isinstance(v, dict) else v for k, v in changes.items()}}
+    )
+
+
+def tiny() -> Tiny:
+    torch.manual_seed(0)
+    return Tiny()
+
+
+@pytest.fixture(autouse=True)
+def _quick(one_thread_for_torch):
+    pass
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "log.csv").open() as file:
+        return [{k: v for k, v in row.items() if "seconds" not in k} for row in csv.DictReader(file)]
+
+
+# --- recipes ---------------------------------------------------------------------------------------------------------
+def test_a_recipe_states_what_differs_and_the_rest_is_default(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text('dlc = "energy"\n[optimizer]\nrate = 1\n[convexify]\nterms = ["chord", "minimum"]\n')
+    given = load_recipe(path, ["optimizer.steps=7", "name=try", "network.width=32"])
+    assert given.dlc == "energy" and given.convexify.terms == ("chord", "minimum")
+    assert given.optimizer.rate == 1.0 and isinstance(given.optimizer.rate, float)
+    assert (given.optimizer.steps, given.name, given.network) == (7, "try", {"width": 32})
+    assert given.optimizer.batch == Recipe().optimizer.batch
+    assert make_recipe(given.to_dict()) == given
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("stepz = 1", "stepz"),
+        ("[optimizer]\nstepz = 1", "optimizer.stepz"),
+        ('[optimizer]\nsteps = "many"', "optimizer.steps"),
+        ("[optimizer]\nsteps = 1.5", "optimizer.steps"),
+        ("[optimizer]\nsteps = true", "optimizer.steps"),
+        ("[optimizer]\nbatch = 0", "optimizer.batch"),
+        ("[optimizer]\nrate = nan", "optimizer.rate"),
+        ('dlc = "both"', "dlc"),
+        ("loss = 3", "loss"),
+        ("[loss]\nunrolled = 0.0", "loss"),
+        ("[loss]\ntemperature = 0", "loss.temperature"),
+        ('[data]\nprotocol = "dcq"', "protocol"),
+        ('[convexify]\nterms = ["cord"]', "convexify.terms"),
+        ("[convexify]\nterms = [1]", "convexify.terms"),
+        ("[convexify]\nfractions = [0.9, 0.1]", "convexify.fractions"),
+        ("[convexify]\nradius_deg = 270", "convexify.radius_deg"),
+        ("a = = 2", "recipe"),
+    ],
+)
+def test_a_bad_recipe_is_an_error_that_names_the_entry(tmp_path, text, named):
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_recipe(path)
+    assert caught.value.argument.startswith(named)
+
+
+def test_a_missing_recipe_and_a_bad_setting_are_errors(tmp_path):
+    with pytest.raises(InputError, match="no-such"):
+        load_recipe(tmp_path / "no-such.toml")
+    (tmp_path / "a.toml").write_text("seed = 3")
+    for setting in ("seed", "seed.deep=1", "=1"):
+        with pytest.raises(InputError, match="--set"):
+            load_recipe(tmp_path / "a.toml", [setting])
+
+
+# --- the terms, against their formulas -------------------------------------------------------------------------------
+def draw(total: int = 4, begin: int = 0, end: int | None = None, seed: int = 0) -> Draw:
+    return Draw(torch.Generator().manual_seed(seed), total, begin, total if end is None else end)
+
+
+def test_the_pose_loss_of_a_turn_is_four_times_one_minus_its_cosine():
+    xi = torch.tensor([[0.0, 0.3, 0.4, 0, 0, 0], [0, 0, 0, 1.0, 2.0, 2.0]], dtype=torch.float64)
+    one = SE3().identity((2,))
+    expected = torch.tensor([4 * (1 - math.cos(0.5)), 9.0], dtype=torch.float64)
+    torch.testing.assert_close(pose_loss(SE3().retract(one, xi), one), expected)
+
+
+def test_poses_are_drawn_within_their_bounds_and_reach_them():
+    truth = SE3().retract(SE3().identity((400,), dtype=torch.float32), torch.randn(400, 6))
+    poses = draw(400).around(truth, 40.0, 0.2, 3)
+    xi = SE3().local(truth.expand_as(poses), poses)
+    angles, lengths = xi[..., :3].norm(dim=-1).rad2deg(), xi[..., 3:].norm(dim=-1)
+    assert 39 < angles.max() < 40.01 and 0.19 < lengths.max() < 0.2001
+    assert angles.mean() == pytest.approx(20, abs=1.5)
+    assert xi[..., :3].mean((0, 1)).abs().max() < 0.03  # every direction alike
+
+
+def test_each_process_draws_its_rows_of_the_whole_batch():
+    truth = SE3().identity((6,), dtype=torch.float32)
+    whole = draw(6).around(truth, 90, 1, 2)
+    parts = [draw(6, i, i + 3).around(truth[:3], 90, 1, 2) for i in (0, 3)]
+    assert torch.equal(whole, torch.cat(parts, dim=1))
+
+
+class Known(Tiny):
+    """Its energy is the pose's distance from the identity, and its step halves the translation."""
+
+    def value(self, omega, encoded):
+        return (omega - torch.eye(4))[..., :3, 3].square().sum(-1)
+
+    def step(self, omega, encoded):
+        half = omega.clone()
+        half[..., :3, 3] = omega[..., :3, 3] / 2
+        return half
+
+
+def test_contrastive_is_the_cross_entropy_of_the_energies():
+    truth = SE3().identity((3,), dtype=torch.float32)
+    given = recipe(loss={"negatives": 5, "temperature": 0.2, "negative_angle_deg": 0.0})
+    value = _losses.contrastive(Known(), None, truth, given, draw(3))
+    moved = draw(3).around(truth, 0.0, 0.5, 5)
+    energies = torch.cat([torch.zeros(1, 3), moved[..., :3, 3].square().sum(-1)]).numpy() / 0.2
+    expected = np.mean([-np.log(np.exp(-e[0]) / np.exp(-e).sum()) for e in energies.T])
+    assert value.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_unrolled_term_weighs_later_steps_more():
+    truth = SE3().identity((1,), dtype=torch.float32)
+    given = recipe(loss={"unrolled_steps": 3, "start_angle_deg": 0.0, "start_translation": 1.0})
+    start = draw(1).around(truth, 0.0, 1.0)[0, :3, 3].square().sum().item()
+    value = _losses.unrolled(Known(), None, truth, given, draw(1))
+    assert value.item() == pytest.approx(start * (1 / 4 + 2 / 16 + 3 / 64) / 6, rel=1e-5)
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run from beginning to end: its folder and what it returned."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("whole")
+    network = tiny()
+    before = torch.random.get_rng_state()
+    trained = train(recipe(), blocks(), folder, network=network)
+    torch.set_num_threads(threads)
+    assert torch.equal(before, torch.random.get_rng_state())  # the caller's random numbers go on as they would have
+    return folder, trained
+
+
+def test_training_lowers_the_loss_and_betters_the_validation(whole):
+    steps = {"steps": 60, "rate": 0.03}
+    given = recipe(optimizer=steps, validation={"every": 20, "pairs": 12}, loss={"contrastive": 0.0, "matching": 0.0})
+    fresh = validate(tiny(), PairDataset(blocks().select(split="val"), given.data.make(), 1_000_003, 12))
+    folder = whole[0].parent / "longer"
+    trained = train(given, blocks(), folder, network=tiny())
+    losses = [float(row["loss"]) for row in rows(folder)]
+    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
+    assert trained.figures["rotation_deg"] < fresh["rotation_deg"]
+    again = validate(trained.network, PairDataset(blocks().select(split="val"), given.data.make(), 1_000_003, 12))
+    assert again["rotation_deg"] == pytest.approx(trained.figures["rotation_deg"])  # the best weights came back
+    assert not trained.network.training
+
+
+def test_an_interrupted_run_resumes_to_the_same_bits(whole, tmp_path):
+    folder, trained = whole
+    train(recipe(), blocks(), tmp_path, network=tiny(), stop_at=8, checkpoint_every=5)
+    # the machine dies after the checkpoint of step 8 and one more row of the log
+    with (tmp_path / "log.csv").open("a") as log:
+        log.write("9" + ",0" * 11 + "\n")
+    torch.manual_seed(99)
+    resumed = train(recipe(), blocks(), tmp_path, network=Tiny(), resume=True)
+    for name, weight in trained.network.state_dict().items():
+        assert torch.equal(weight, resumed.network.state_dict()[name]), name
+    assert rows(tmp_path) == rows(folder)
+    figures = [{k: v for k, v in t.figures.items() if k != "seconds"} for t in (trained, resumed)]
+    assert figures[0] == figures[1]
+
+
+def test_another_seed_gives_another_run(whole, tmp_path):
+    train(recipe(seed=1), blocks(), tmp_path, network=tiny(), stop_at=2)
+    assert rows(tmp_path)[0]["loss"] != rows(whole[0])[0]["loss"]
+
+
+def test_an_existing_run_is_not_overwritten_nor_continued_with_another_recipe(whole):
+    with pytest.raises(InputError, match="checkpoint"):
+        train(recipe(), blocks(), whole[0], network=tiny())
+    with pytest.raises(InputError, match="recipe"):
+        train(recipe(optimizer={"rate": 0.5}), blocks(), whole[0], network=tiny(), resume=True)
+    with pytest.raises(InputError, match="shapes"):
+        train(recipe(), blocks(seed=5), whole[0], network=tiny(), resume=True)
+
+
+def test_the_rate_warms_up_and_falls_as_a_cosine(whole):
+    rates = [float(row["rate"]) for row in rows(whole[0])]
+    np.testing.assert_allclose(rates[:3], [0.01 / 3, 0.02 / 3, 0.01], rtol=1e-6)
+    expected = [0.01 * (0.01 + 0.99 * (1 + math.cos(math.pi * k / 9)) / 2) for k in range(9)]
+    np.testing.assert_allclose(rates[3:], expected, rtol=1e-6)
+
+
+def test_the_log_has_every_term_and_the_validation(whole):
+    log = rows(whole[0])
+    assert [row["step"] for row in log] == [str(i) for i in range(1, 13)]
+    parts = [float(log[3]["contrastive"]), float(log[3]["unrolled"]), 0.1 * float(log[3]["matching"])]
+    assert float(log[3]["loss"]) == pytest.approx(sum(parts), rel=1e-5)
+    seen = [row["step"] for row in log if row["validation_success"]]
+    assert seen == ["6", "12"]
+
+
+def test_costs_are_told_in_forward_passes(whole):
+    costs = whole[1].costs
+    assert set(costs) == {"forward", "step", "contrastive", "unrolled", "matching"}
+    assert costs["forward"]["passes"] == 1 and costs["step"]["passes"] > 1
+    assert costs["step"]["seconds"] > costs["forward"]["seconds"] > 0
+
+
+def test_a_gradient_that_is_not_finite_is_left_out(tmp_path):
+    class Broken(Tiny):
+        def value(self, omega, encoded):
+            return super().value(omega, encoded) * math.nan
+
+    torch.manual_seed(0)
+    network = Broken()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    train(recipe(loss={"unrolled": 0.0}), blocks(), tmp_path / "a", network=network, stop_at=3)
+    for name, weight in network.state_dict().items():
+        assert torch.equal(weight, before[name])
+    with pytest.raises(FloatingPointError):
+        train(recipe(loss={"unrolled": 0.0}, optimizer={"steps": 40}), blocks(), tmp_path / "b", network=network)
+
+
+def test_half_precision_is_the_encoders_alone(tmp_path):
+    seen = {}
+
+    class Watched(Tiny):
+        def _features(self, cloud):
+            features = super()._features(cloud)
+            seen["features"] = self.feature(cloud[..., :1]).dtype
+            return features
+
+        def value(self, omega, encoded):
+            energy = super().value(omega, encoded)
+            seen["energy"] = energy.dtype
+            return energy
+
+    torch.manual_seed(0)
+    given = recipe(optimizer={"precision": "bf16"}, loss={"contrastive": 1.0, "unrolled": 0.0, "matching": 0.0})
+    train(given, blocks(), tmp_path, network=Watched(), stop_at=1)
+    assert seen["energy"] == torch.float32
+    assert math.isfinite(float(rows(tmp_path)[0]["loss"]))
+
+
+PARALLEL = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+from learning import Tiny, blocks
+from dlc_reg.training import make_recipe, train
+torch.set_num_threads(1)
+torch.manual_seed(0)
+train(make_recipe({table!r}), blocks(), {out!r}, network=Tiny(), stop_at=6)
+"""
+
+
+def test_two_processes_learn_what_one_learns_with_the_double_batch(whole, tmp_path):
+    root = Path(__file__).resolve().parent
+    script = tmp_path / "parallel.py"
+    script.write_text(PARALLEL.format(tests=str(root), table=TABLE, out=str(tmp_path / "out")))
+    environment = {**os.environ, "PYTHONPATH": str(root.parent), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    shared, alone = rows(tmp_path / "out"), rows(whole[0])
+    for name in ("loss", "contrastive", "unrolled", "matching", "gradient"):
+        values = [[float(row[name]) for row in log[:6]] for log in (shared, alone)]
+        np.testing.assert_allclose(*values, rtol=2e-4, err_msg=name)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(tmp_path):
+    from dlc_reg import training
+    from dlc_reg._parallel import Processes
+
+    group = Processes(0, 3, torch.device("cpu"))
+    with pytest.raises(InputError, match="3 processes"):
+        training._Run(recipe(), blocks(), tmp_path, tiny(), group)
+
+
+def test_validation_never_shows_the_network_the_truth():
+    """Other truths beside the same clouds change the figures, never the estimates."""
+    pairs = PairDataset(blocks().select(split="val"), recipe().data.make(), 3, 4)
+    given = collate([pairs[i] for i in range(4)])
+    network = tiny().eval()
+    seen = []
+    network.register_forward_pre_hook(lambda module, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+    validate(network, pairs)
+    (args, kwargs) = seen[0]
+    assert len(args) == 4 and torch.equal(args[0], given.source) and set(kwargs) == {"iterations"}
