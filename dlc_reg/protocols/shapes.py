@@ -121,7 +121,7 @@ def _unit(normals: Array | None) -> Array | None:
     if normals is None:
         return None
     n = normals.astype(np.float32)
-    if normals.dtype.kind == "f":
+    if normals.dtype == np.float32:
         return n
     unit: Array = n / np.maximum(np.linalg.norm(n, axis=-1, keepdims=True), 1e-12)
     return unit
