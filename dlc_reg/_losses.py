@@ -21,9 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dlc_reg._recipe import Convexify, Recipe
+from dlc_reg.convexify import Ambient, Ball, Box, ConvexifiedLoss, Learned, Sampler, Scaled, Star
 from dlc_reg.manifold import SE3
 from dlc_reg.protocols import PairBatch
 from dlc_reg.registration.learned.frame import RegistrationNetwork
+
+ENTRIES = (0, 1, 2, 4, 5, 6, 8, 9, 10, 3, 7, 11)  # of a flattened pose: R row by row, then t
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class Losses(nn.Module):
         self.weights = {name: weight for name, weight in self.weights.items() if weight}
         if "matching" in self.weights and not hasattr(network, "matching_loss"):
             del self.weights["matching"]
-        self.convexified: nn.Module | None = None
+        self.convexified: ConvexifiedLoss | None = None
         if recipe.dlc != "none":
             objective = network.value if recipe.dlc == "energy" else _label_loss
             self.convexified = convexified_loss(objective, recipe.convexify)
@@ -133,8 +136,11 @@ class Losses(nn.Module):
         data = encoded
         if self.recipe.dlc == "label":
             data = predict(self.network, encoded, truth, self.recipe, draw)[-1]
-        result = self.convexified(truth, data, generator=draw.generator)
-        return result.total, {f"dlc_{name}": float(value) for name, value in result.terms.items()}
+        every = self.convexified.draw(truth[:1].expand(draw.total, 4, 4), data, generator=draw.generator)
+        rows = slice(draw.begin, draw.end)
+        star = Star(truth, every.tangents[:, rows], every.fractions[:, rows])
+        result = self.convexified(truth, data, star=star)
+        return result.total, {f"dlc_{name}": value.item() for name, value in result.terms.items()}
 
 
 def _label_loss(omega: Tensor, estimate: Tensor) -> Tensor:
@@ -142,8 +148,29 @@ def _label_loss(omega: Tensor, estimate: Tensor) -> Tensor:
     return pose_loss(estimate, omega)
 
 
-def convexified_loss(objective: Callable[[Tensor, Any], Tensor], settings: Convexify) -> nn.Module:
-    raise NotImplementedError
+def convexified_loss(objective: Callable[[Tensor, Any], Tensor], settings: Convexify) -> ConvexifiedLoss:
+    """The recipe's table as one call."""
+    turn, move = math.radians(settings.radius_deg), settings.radius_translation
+    entries = settings.space == "entries"
+    reach = [settings.radius_entries] * 9 + [move] * 3 if entries else [turn] * 3 + [move] * 3
+    sampler: Sampler = Box() if entries else Ball((3, 3))
+    low, high = settings.fractions[0], settings.fractions[-1]
+    return ConvexifiedLoss(
+        objective,
+        Ambient((4, 4), ENTRIES) if entries else SE3(),
+        radius=reach,
+        samples=settings.samples,
+        both_signs=settings.both_signs,
+        mu=Learned(settings.mu) if settings.learn_mu else settings.mu,
+        rho=settings.rho,
+        sampler=Scaled(sampler, settings.shortest) if settings.shortest < 1 else sampler,
+        aggregate=settings.aggregate,
+        terms=settings.terms,
+        fraction=Learned() if settings.learn_fraction else (low, high),
+        norm="tangent" if entries else "radius",
+        task_weight=settings.task_weight,
+        check_finite=False,
+    )
 
 
 def term_costs(

@@ -76,11 +76,16 @@ class Loss:
             raise InputError("loss.temperature", str(self.temperature), "a number above 0")
 
 
+TERMS = ("chord", "minimum", "minimum_at_fraction", "descent", "first_order")
+
+
 @dataclass(frozen=True)
 class Convexify:
     """Settings of `ConvexifiedLoss`; used where the recipe's `dlc` is "energy" or "label".
 
-    A ray ends within `radius_deg` and `radius_translation` of the truth, and |xi|^2 is measured in these radii.
+    A ray ends within `radius_deg` and `radius_translation` of the truth, and |xi|^2 is measured in these radii, so that
+    mu has no unit. `space` "entries" moves the entries of R (by up to `radius_entries`) and t themselves, as the
+    authors' demo does; |xi|^2 is then that of the entries.
     """
 
     rho: float = 5.0
@@ -89,20 +94,25 @@ class Convexify:
     radius_translation: float = 0.5
     samples: int = 4
     both_signs: bool = True
+    shortest: float = 1.0  # each ray times U(shortest, 1)
     fractions: tuple[float, ...] = (0.1, 0.9)  # drawn between two, or fixed where there is one
     terms: tuple[str, ...] = ("chord",)
     aggregate: Literal["mean", "sum", "max"] = "mean"
     task_weight: float = 0.0  # of the objective's own value at the truth
+    learn_mu: bool = False  # then `mu` is the logarithm that it begins with
+    learn_fraction: bool = False  # then the fraction is the sigmoid of a parameter that begins with 0.3
+    space: Literal["poses", "entries"] = "poses"
+    radius_entries: float = 0.125
 
     def __post_init__(self) -> None:
-        names = ("rho", "mu", "radius_translation", "task_weight")
+        names = ("rho", "mu", "radius_translation", "radius_entries", "task_weight", "shortest")
         _at_least("convexify", self, **dict.fromkeys(names, 0), samples=1)
-        if not 0 < self.radius_deg <= 180 or not self.radius_translation > 0:
-            given = f"{self.radius_deg}, {self.radius_translation}"
-            raise InputError("convexify.radius_deg, radius_translation", given, "(0, 180] degrees and a length above 0")
-        unknown = set(self.terms) - {"minimum", "chord", "descent", "first_order"}
-        if unknown or not self.terms:
-            raise InputError("convexify.terms", str(list(self.terms)), "some of minimum, chord, descent, first_order")
+        if not 0 < self.radius_deg <= 180 or not self.radius_translation > 0 or self.shortest > 1:
+            given = f"{self.radius_deg}, {self.radius_translation}, {self.shortest}"
+            expected = "(0, 180] degrees, a length above 0 and a share up to 1"
+            raise InputError("convexify.radius_deg, radius_translation, shortest", given, expected)
+        if set(self.terms) - {*TERMS} or not self.terms:
+            raise InputError("convexify.terms", str(list(self.terms)), f"some of {', '.join(TERMS)}")
         ordered = 1 <= len(self.fractions) <= 2 and 0 < self.fractions[0] <= self.fractions[-1] < 1
         if not ordered:
             raise InputError("convexify.fractions", str(list(self.fractions)), "one or two rising numbers in (0, 1)")

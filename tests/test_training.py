@@ -22,6 +22,7 @@ from dlc_reg.protocols import PairDataset, collate
 from dlc_reg.training import Recipe, load_recipe, make_recipe, train, validate
 
 TABLE = {
+    "dlc": "energy",
     "data": {"protocol": "full-0-45", "points": 48},
     "optimizer": {"steps": 12, "batch": 4, "rate": 0.01, "warm_up": 3},
     "loss": {"contrastive": 1.0, "unrolled": 1.0, "matching": 0.1, "start": "truth"},
@@ -160,6 +161,50 @@ def test_the_unrolled_term_weighs_later_steps_more():
     assert value.item() == pytest.approx(start * (1 / 4 + 2 / 16 + 3 / 64) / 6, rel=1e-5)
 
 
+class Cosine(Tiny):
+    """Its energy is 1 - cos of the pose's angle: star-convex up to 2.33112 rad = 133.56 degrees, and not beyond."""
+
+    def value(self, omega, encoded):
+        return (3 - omega[..., :3, :3].diagonal(dim1=-2, dim2=-1).sum(-1)) / 2 + 0 * self.log_beta
+
+
+@pytest.mark.parametrize(("radius", "violated"), [(133.0, False), (150.0, True)])
+def test_dlc_of_the_energy_sees_where_an_energy_stops_being_star_convex(radius, violated):
+    table = {"radius_deg": radius, "samples": 200, "mu": 0.0, "fractions": [0.5, 0.99]}
+    losses = _losses.Losses(
+        Cosine(), recipe(dlc="energy", loss={"contrastive": 0.0, "unrolled": 0.0, "matching": 0.0}, convexify=table)
+    )
+    value, figures = losses.term("dlc", None, SE3().identity((8,), dtype=torch.float32), draw(8))
+    assert (value.item() > 1e-4) == violated
+    assert (figures["dlc_violation"] > 0) == violated
+
+
+def test_on_the_label_side_the_chord_has_no_gradient_to_the_network_where_the_label_moves_in_a_straight_line():
+    """By algebra it is -lam (1 - lam) |xi|^2 whatever was predicted (and mu / 2 times that beside it)."""
+    network = tiny()
+    only = {"contrastive": 0.0, "unrolled": 0.0, "matching": 0.0}
+    table = {"space": "entries", "mu": 4.0, "terms": ["chord"], "rho": 1.0}
+    given = recipe(dlc="label", loss=only, convexify=table)
+    pairs = PairDataset(blocks(), given.data.make(), 0, 4)
+    batch = collate([pairs[i] for i in range(4)])
+    total, figures = _losses.Losses(network, given)(batch, draw(4))
+    total.backward()
+    assert figures["dlc_chord"] > 1e-4  # (mu / 2 - 1) lam (1 - lam) |xi|^2
+    assert max(p.grad.abs().max().item() for p in network.parameters() if p.grad is not None) < 1e-5
+    with_minimum = recipe(dlc="label", loss=only, convexify={**table, "terms": ["minimum"]})
+    total, _ = _losses.Losses(network, with_minimum)(batch, draw(4))
+    total.backward()
+    assert network.log_beta.grad.abs() > 1e-3
+
+
+def test_what_dlc_learns_itself_is_trained_and_resumed(tmp_path):
+    table = {"learn_mu": True, "mu": 0.3, "learn_fraction": True, "terms": ["minimum", "chord"]}
+    given = recipe(dlc="energy", convexify=table)
+    train(given, blocks(), tmp_path, network=tiny(), stop_at=3)
+    learned = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["losses"]
+    assert len(learned) == 2 and all(value.item() != pytest.approx(0.3, abs=1e-6) for value in learned.values())
+
+
 # --- the loop --------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
@@ -194,7 +239,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(whole, tmp_path):
     train(recipe(), blocks(), tmp_path, network=tiny(), stop_at=8, checkpoint_every=5)
     # the machine dies after the checkpoint of step 8 and one more row of the log
     with (tmp_path / "log.csv").open("a") as log:
-        log.write("9" + ",0" * 11 + "\n")
+        log.write("9" + ",0" * 15 + "\n")
     torch.manual_seed(99)
     resumed = train(recipe(), blocks(), tmp_path, network=Tiny(), resume=True)
     for name, weight in trained.network.state_dict().items():
@@ -228,7 +273,8 @@ def test_the_rate_warms_up_and_falls_as_a_cosine(whole):
 def test_the_log_has_every_term_and_the_validation(whole):
     log = rows(whole[0])
     assert [row["step"] for row in log] == [str(i) for i in range(1, 13)]
-    parts = [float(log[3]["contrastive"]), float(log[3]["unrolled"]), 0.1 * float(log[3]["matching"])]
+    parts = [float(log[3][name]) for name in ("contrastive", "unrolled", "dlc")] + [0.1 * float(log[3]["matching"])]
+    assert float(log[3]["dlc"]) == pytest.approx(5 * float(log[3]["dlc_chord"]), rel=1e-5)  # rho, and no weight else
     assert float(log[3]["loss"]) == pytest.approx(sum(parts), rel=1e-5)
     seen = [row["step"] for row in log if row["validation_success"]]
     assert seen == ["6", "12"]
@@ -236,7 +282,7 @@ def test_the_log_has_every_term_and_the_validation(whole):
 
 def test_costs_are_told_in_forward_passes(whole):
     costs = whole[1].costs
-    assert set(costs) == {"forward", "step", "contrastive", "unrolled", "matching"}
+    assert set(costs) == {"forward", "step", "contrastive", "unrolled", "matching", "dlc"}
     assert costs["forward"]["passes"] == 1 and costs["step"]["passes"] > 1
     assert costs["step"]["seconds"] > costs["forward"]["seconds"] > 0
 
@@ -249,11 +295,16 @@ def test_a_gradient_that_is_not_finite_is_left_out(tmp_path):
     torch.manual_seed(0)
     network = Broken()
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    train(recipe(loss={"unrolled": 0.0}), blocks(), tmp_path / "a", network=network, stop_at=3)
+    train(recipe(dlc="none", loss={"unrolled": 0.0}), blocks(), tmp_path / "a", network=network, stop_at=3)
     for name, weight in network.state_dict().items():
         assert torch.equal(weight, before[name])
     with pytest.raises(FloatingPointError):
-        train(recipe(loss={"unrolled": 0.0}, optimizer={"steps": 40}), blocks(), tmp_path / "b", network=network)
+        train(
+            recipe(dlc="none", loss={"unrolled": 0.0}, optimizer={"steps": 40}),
+            blocks(),
+            tmp_path / "b",
+            network=network,
+        )
 
 
 def test_half_precision_is_the_encoders_alone(tmp_path):
@@ -298,7 +349,7 @@ def test_two_processes_learn_what_one_learns_with_the_double_batch(whole, tmp_pa
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     shared, alone = rows(tmp_path / "out"), rows(whole[0])
-    for name in ("loss", "contrastive", "unrolled", "matching", "gradient"):
+    for name in ("loss", "contrastive", "unrolled", "matching", "dlc", "gradient"):
         values = [[float(row[name]) for row in log[:6]] for log in (shared, alone)]
         np.testing.assert_allclose(*values, rtol=2e-4, err_msg=name)
 
