@@ -9,15 +9,13 @@ the scans as ASCII PLY (metres) and, for the truth, `bun.conf`. Only the vertice
 from __future__ import annotations
 
 import argparse
-import hashlib
-import io
 import json
 import tarfile
 import tempfile
-import urllib.request
 from pathlib import Path
 
 import numpy as np
+from _fetch import check, fetch
 
 from dlc_reg.io import read, write
 
@@ -28,9 +26,9 @@ SCANS = {
 }
 
 
-def fetch(folder: Path) -> Path:
-    """Unpacks the archive into `folder` and returns the scans' folder."""
-    with urllib.request.urlopen(URL) as reply, tarfile.open(fileobj=io.BytesIO(reply.read())) as archive:
+def unpack(folder: Path) -> Path:
+    """Fetches the archive, unpacks it into `folder` and returns the scans' folder."""
+    with tarfile.open(fetch(URL, folder / "bunny.tar.gz")) as archive:
         archive.extractall(folder, filter="data")
     return folder / "bunny" / "data"
 
@@ -59,9 +57,7 @@ def read_poses(conf: str) -> dict[str, np.ndarray]:
 def prepare(scans: Path, output: Path) -> None:
     """Checks both scans, writes them as binary PLY, and writes their true transform where bun.conf is there."""
     for name, digest in SCANS.items():
-        found = hashlib.sha256((scans / f"{name}.ply").read_bytes()).hexdigest()
-        if found != digest:
-            raise SystemExit(f"{name}.ply: SHA-256 {found}, expected {digest}")
+        check(scans / f"{name}.ply", digest)
         write(output / f"{name}.ply", read(scans / f"{name}.ply").points.astype(np.float32), overwrite=True)
     if (scans / "bun.conf").exists():
         poses = read_poses((scans / "bun.conf").read_text())
@@ -76,7 +72,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "samples" / "bunny")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        prepare(options.scans or fetch(Path(folder)), options.output)
+        prepare(options.scans or unpack(Path(folder)), options.output)
 
 
 if __name__ == "__main__":
