@@ -56,6 +56,7 @@ def read_poses(conf: str) -> dict[str, np.ndarray]:
 
 def prepare(scans: Path, output: Path) -> None:
     """Checks both scans, writes them as binary PLY, and writes their true transform where bun.conf is there."""
+    output.mkdir(parents=True, exist_ok=True)
     for name, digest in SCANS.items():
         check(scans / f"{name}.ply", digest)
         write(output / f"{name}.ply", read(scans / f"{name}.ply").points.astype(np.float32), overwrite=True)

@@ -5,10 +5,10 @@
     python datasets/cad.py --from-npz cad_2048.npz --output cad.npz     # converts a set made before
 
 Sweet Home 3D's furniture (CC0, CC-BY-3.0; OBJ in zip archives), at most --per-category parts a category of KiCad's
-packages3d (mostly CC-BY-SA-4.0 with an exception, some GPL; VRML) and the 1,000 objects of pybullet's random_urdfs (OBJ
-in the wheel). Each row keeps its source and its licence; KiCad's is that of the file in Debian's copyright file. Points
-are spread evenly over the area, normals are the triangles'. Shapes of one family (same source, category and name up to
-its first digit; a random object is one by itself) lie in one split, about one family in ten in "val". Needs dpkg-deb.
+packages3d (CC-BY-SA-4.0 with an exception; those under the GPL are left out; VRML) and the 1,000 objects of pybullet's
+random_urdfs (OBJ in the wheel). Each row keeps its source and its licence, from Debian's copyright files. Points are
+spread evenly over the area, normals are the triangles'. Shapes of one family (same source, category and name up to its
+first digit; a random object is one by itself) lie in one split, about one family in ten in "val". Needs dpkg-deb.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def furniture(package: Path) -> Iterator[Row]:
             continue
         library = PurePosixPath(path).stem
         with ZipFile(io.BytesIO(data)) as archive:
-            catalogue = archive.read("PluginFurnitureCatalog.properties").decode("latin-1")
             entries: dict[str, dict[str, str]] = {}
+            catalogue = archive.read("PluginFurnitureCatalog.properties").decode("latin-1")
             for key, number, value in re.findall(r"^(name|category|model)#(\d+)=(.*)$", catalogue, re.M):
                 entries.setdefault(number, {})[key] = value.strip()
             for entry in {e["model"]: e for e in entries.values() if len(e) == 3}.values():  # a model once
@@ -107,21 +107,20 @@ def furniture(package: Path) -> Iterator[Row]:
 def parts(package: Path, per_category: int) -> Iterator[Row]:
     """Of each category of KiCad's packages3d the parts with the smallest digests: a choice that knows no order."""
     patterns: list[tuple[str, str]] = []
-    chosen: dict[str, dict[int, tuple[str, bytes]]] = {}
+    chosen: dict[str, dict[int, Row]] = {}
     for path, data in tqdm(deb_files(package), desc=package.name, unit="file"):
         if path.endswith("/copyright"):
             patterns = licences(data.decode())
-        if not path.endswith(".wrl"):
+        licence = licence_of("/".join(PurePosixPath(path).parts[-2:]), patterns)
+        if not path.endswith(".wrl") or licence.startswith("GPL"):
             continue
-        folder = PurePosixPath(path).parent.name
-        heap = chosen.setdefault(folder.removesuffix(".3dshapes"), {})
-        heap[digest(PurePosixPath(path).name)] = (path, data)
+        category, name = PurePosixPath(path).parent.name.removesuffix(".3dshapes"), PurePosixPath(path).stem
+        heap = chosen.setdefault(category, {})
+        heap[digest(name)] = Row(data, "kicad-packages3d", category, name, licence)
         if len(heap) > per_category:
             del heap[max(heap)]
-    for category, heap in sorted(chosen.items()):
-        for path, data in heap.values():
-            licence = licence_of("/".join(PurePosixPath(path).parts[-2:]), patterns)
-            yield Row(data, "kicad-packages3d", category, PurePosixPath(path).stem, licence)
+    for _, heap in sorted(chosen.items()):
+        yield from heap.values()
 
 
 def procedural(wheel: Path) -> Iterator[Row]:
@@ -133,13 +132,12 @@ def procedural(wheel: Path) -> Iterator[Row]:
 
 
 def read_vrml(text: str) -> Surface:
-    """All IndexedFaceSets of a VRML 2 file whose faces follow their points or the other way round; no transforms."""
+    """All IndexedFaceSets of a VRML 2 file without transforms."""
     if re.search(r"\bTransform\b", text):
         raise ValueError("has a Transform")
-    numbers = r"\b(coordIndex|point)\s*\[([^\]]*)\]"
-    blocks = [(kind, body.replace(",", " ").split()) for kind, body in re.findall(numbers, text)]
-    points = [np.array(body, float).reshape(-1, 3) for kind, body in blocks if kind == "point"]
-    faces = [np.array(body, np.int64) for kind, body in blocks if kind == "coordIndex"]
+    lists = [re.findall(rf"\b{key}\s*\[([^\]]*)\]", text) for key in ("point", "coordIndex")]
+    points = [np.array(body.replace(",", " ").split(), float).reshape(-1, 3) for body in lists[0]]
+    faces = [np.array(body.replace(",", " ").split(), np.int64) for body in lists[1]]
     if not points or len(points) != len(faces):
         raise ValueError(f"{len(points)} sets of points, {len(faces)} of faces")
     starts = np.cumsum([0, *map(len, points)])
