@@ -22,13 +22,18 @@ class Data:
     """Which pairs are trained on. Pair i of step s is determined by the recipe's seed, s and i."""
 
     protocol: str = "full-0-90-noise"
+    also: tuple[str, ...] = ()  # further protocols, taken in turn with the first, a batch each
+    stretch: float = 0.0  # a shape's axes are first scaled by factors drawn from 1 - stretch to 1 + stretch
     points: int = 0  # of a cloud before its crop; 0: as the protocol has it
     categories: Literal["all", "seen", "unseen"] = "all"
     workers: int = 0  # processes that make pairs
 
     def __post_init__(self) -> None:
-        protocol(self.protocol)
-        _at_least("data", self, points=0, workers=0)
+        for name in (self.protocol, *self.also):
+            protocol(name)
+        _at_least("data", self, points=0, workers=0, stretch=0)
+        if not self.stretch < 1:
+            raise InputError("data.stretch", str(self.stretch), "a number below 1")
 
     def make(self, name: str | None = None) -> Protocol:
         """The protocol, or another one, with this number of points."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from dlc_reg._losses import Draw, Losses, term_costs
 from dlc_reg._parallel import Processes, processes
@@ -28,7 +28,7 @@ from dlc_reg._training_log import NAME, Log
 from dlc_reg.errors import InputError
 from dlc_reg.io import replacing
 from dlc_reg.metrics import recall, rotation_error, translation_error
-from dlc_reg.protocols import PairBatch, PairDataset, Shapes, collate
+from dlc_reg.protocols import Pair, PairBatch, PairDataset, Shapes, collate
 from dlc_reg.registration.learned.frame import RegistrationNetwork
 
 __all__ = [
@@ -257,13 +257,41 @@ class _Run:
         return Trained(network.eval(), self.recipe, figures, self.costs, self.seconds / max(self.step, 1), count)
 
 
-def _pairs(recipe: Recipe, shapes: Shapes) -> tuple[PairDataset, PairDataset]:
+def _pairs(recipe: Recipe, shapes: Shapes) -> tuple[_Turns, PairDataset]:
     """Training and validation pairs."""
-    count, held_out = recipe.optimizer.steps * recipe.optimizer.batch, recipe.validation
-    chosen = [shapes.select(split=split, categories=recipe.data.categories) for split in ("train", "val")]
-    training = PairDataset(chosen[0], recipe.data.make(), recipe.seed, count)
-    protocol = recipe.data.make(held_out.protocol or None)
-    return training, PairDataset(chosen[1], protocol, held_out.seed, held_out.pairs)
+    data, batch, held_out = recipe.data, recipe.optimizer.batch, recipe.validation
+    chosen = [shapes.select(split=split, categories=data.categories) for split in ("train", "val")]
+    stretch = _Stretch(data.stretch) if data.stretch else None
+    training = [
+        PairDataset(chosen[0], data.make(name), recipe.seed, recipe.optimizer.steps * batch, stretch)
+        for name in (data.protocol, *data.also)
+    ]
+    protocol = data.make(held_out.protocol or None)
+    return _Turns(training, batch), PairDataset(chosen[1], protocol, held_out.seed, held_out.pairs)
+
+
+class _Turns(Dataset[Pair]):
+    """The same pairs by several protocols, which take turns, a batch each."""
+
+    def __init__(self, datasets: list[PairDataset], batch: int) -> None:
+        self.datasets, self.batch, self.shapes = datasets, batch, datasets[0].shapes
+
+    def __len__(self) -> int:
+        return len(self.datasets[0])
+
+    def __getitem__(self, item: int) -> Pair:
+        return self.datasets[item // self.batch % len(self.datasets)][item]
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """Scales a shape's axes, each by its own factor, and back into the unit sphere: more shapes than there are."""
+
+    amount: float
+
+    def __call__(self, points: Any, normals: Any, rng: np.random.Generator) -> Any:
+        stretched = points * rng.uniform(1 - self.amount, 1 + self.amount, 3)
+        return stretched / np.linalg.norm(stretched, axis=1).max()
 
 
 @torch.no_grad()

@@ -2,11 +2,12 @@
 
 Local: neighbours at two scales, described by lengths and by products of normals in which every normal occurs an even
 number of times, so that its sign, which a cloud without viewpoint does not tell, drops out. Context: a point attends
-to some hundred anchors of its own cloud, each head preferring a distance of its own, and to those of the other cloud.
+to some hundred anchors of its own cloud, and to those of the other cloud.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from dlc_reg import ops
 
 NEAR, FAR_FROM, FAR_TO, FAR_STEP = 16, 20, 96, 4
 NORMAL_NEIGHBOURS = 20
+ABSENT = -1e4  # the logit of an anchor that is padding
 EDGE_FEATURES, POINT_FEATURES = 8, 6
 
 
@@ -25,24 +27,22 @@ class Shape(NamedTuple):
 
     edges: Tensor  # (B, N, K, EDGE_FEATURES)
     points: Tensor  # (B, N, POINT_FEATURES)
+    normals: Tensor  # (B, N, 3), of any sign
     anchors: Tensor  # (B, A) rows of the anchors
     anchor_mask: Tensor  # (B, A)
 
 
 class InvariantEncoder(nn.Module):
-    """Clouds (B, N, 3) and (B, M, 3) -> features (B, N, out), (B, M, out), of unit length, and logits (B, N), (B, M)
-    of how likely the point has a counterpart.
-
-    `length`: the extent that distances are measured against; clouds are expected about two wide.
-    """
+    """Clouds (B, N, 3) and (B, M, 3), about two wide -> features (B, N, out), (B, M, out), of unit length, and logits
+    (B, N), (B, M) of how likely the point has a counterpart."""
 
     def __init__(self, width: int = 96, out: int = 64, heads: int = 4, blocks: int = 2, anchors: int = 128) -> None:
         super().__init__()
         self.anchors = anchors
         self.edge = nn.Sequential(nn.Linear(EDGE_FEATURES, 32), nn.ReLU(), nn.Linear(32, 64), nn.ReLU())
         self.point = nn.Sequential(nn.Linear(2 * 64 + POINT_FEATURES, width), nn.ReLU(), nn.Linear(width, width))
-        self.own = nn.ModuleList(Attention(width, heads, rings=True) for _ in range(blocks + 1))
-        self.other = nn.ModuleList(Attention(width, heads, rings=False) for _ in range(blocks))
+        self.own = nn.ModuleList(Attention(width, heads, own=True) for _ in range(blocks + 1))
+        self.other = nn.ModuleList(Attention(width, heads, own=False) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, out + 1)
 
@@ -52,13 +52,12 @@ class InvariantEncoder(nn.Module):
         clouds = (source, target)
         shapes = [describe(c, m, self.anchors) for c, m in zip(clouds, (source_mask, target_mask), strict=True)]
         x = [self._local(s) for s in shapes]
-        rings = [torch.cdist(c, _rows(c, s.anchors)) for c, s in zip(clouds, shapes, strict=True)]
         for block, own in enumerate(self.own):
-            x = [own(f, _rows(f, s.anchors), s.anchor_mask, r) for f, s, r in zip(x, shapes, rings, strict=True)]
+            x = [own(f, _rows(f, s.anchors), s, c) for f, s, c in zip(x, shapes, clouds, strict=True)]
             if block < len(self.other):
                 at = [_rows(f, s.anchors) for f, s in zip(x, shapes, strict=True)]
                 other = self.other[block]
-                x = [other(x[i], at[1 - i], shapes[1 - i].anchor_mask) for i in (0, 1)]
+                x = [other(x[i], at[1 - i], shapes[1 - i]) for i in (0, 1)]
         (a, a_logit), (b, b_logit) = (self._out(f) for f in x)
         return a, b, a_logit, b_logit
 
@@ -74,32 +73,61 @@ class InvariantEncoder(nn.Module):
 
 
 class Attention(nn.Module):
-    """A pre-norm transformer block from all points to anchors; with `rings`, each head adds -8 (d - r)^2 to its logits
-    for the distance d, a preference for points about r away."""
+    """A pre-norm transformer block from all points to anchors.
 
-    def __init__(self, width: int, heads: int, *, rings: bool) -> None:
+    Within one cloud (`own`) each head adds -8 (d - r)^2 to its logits for the distance d, a preference for points about
+    r away, and yields the mean offset of what it looks at as well: a vector that turns with the cloud. The vectors'
+    products do not turn; their determinants tell a shape from its mirror image, which distances cannot.
+    """
+
+    radii: Tensor
+
+    def __init__(self, width: int, heads: int, *, own: bool) -> None:
         super().__init__()
         self.heads = heads
         self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
         self.merge = nn.Linear(width, width)
         self.norm, self.norm_anchor, self.norm_hidden = (nn.LayerNorm(width) for _ in range(3))
         self.hidden = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
-        if rings:
+        self.offsets: nn.Linear | None = None
+        if own:
             self.register_buffer("radii", torch.linspace(0.0, 1.2, heads), persistent=False)
+            pairs, triples = heads * (heads + 1) // 2, math.comb(heads, 3)
+            self.offsets = nn.Linear(2 * pairs + triples, width)
 
-    def forward(self, x: Tensor, anchors: Tensor, mask: Tensor, distances: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, anchors: Tensor, shape: Shape, points: Tensor | None = None) -> Tensor:
         batch, count, width = x.shape
-        q = self.query(self.norm(x)).view(batch, count, self.heads, -1).transpose(1, 2)
-        k, v = self.key_value(self.norm_anchor(anchors)).view(batch, -1, 2, self.heads, width // self.heads).unbind(2)
-        bias = torch.where(mask, 0.0, -1e4)[:, None, None, :]
-        if distances is not None:
-            bias = bias - 8 * (distances[:, None] - self.radii[:, None, None]).square()
+        size = width // self.heads
+        q = self.query(self.norm(x)).view(batch, count, self.heads, size).transpose(1, 2)
+        k, v = self.key_value(self.norm_anchor(anchors)).view(batch, -1, 2, self.heads, size).unbind(2)
         k, v = k.transpose(1, 2), v.transpose(1, 2)
-        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        mixed = mixed.transpose(1, 2).reshape(batch, count, width)
-        x = x + self.merge(mixed)
+        bias = torch.where(shape.anchor_mask, 0.0, ABSENT)[:, None, None, :].to(x.dtype)
+        if self.offsets is None or points is None:
+            mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+            x = x + self.merge(mixed.transpose(1, 2).reshape(batch, count, width))
+        else:
+            at = _rows(points, shape.anchors)
+            bias = bias - 8 * (torch.cdist(points, at)[:, None] - self.radii[:, None, None]).square()
+            v = torch.cat([v, at[:, None].expand(-1, self.heads, -1, -1)], dim=-1)
+            q, k = functional.pad(q, (0, 3)), functional.pad(k, (0, 3))  # kernels want heads of one size
+            mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=size**-0.5).transpose(1, 2)
+            vectors = mixed[..., size:] - points[:, :, None]
+            x = x + self.merge(mixed[..., :size].reshape(batch, count, width))
+            x = x + self.offsets(invariants(vectors, shape.normals))
         out: Tensor = x + self.hidden(self.norm_hidden(x))
         return out
+
+
+def invariants(vectors: Tensor, normals: Tensor) -> Tensor:
+    """Of vectors (..., H, 3) at points with normals (..., 3) of any sign: the products of every two, those of their
+    components along the normal, and the determinants of every three, (..., H (H + 1) + H choose 3)."""
+    heads = vectors.shape[-2]
+    along = (vectors @ normals[..., None])[..., 0]
+    i, j = torch.triu_indices(heads, heads, device=vectors.device)
+    products = [(vectors[..., i, :] * vectors[..., j, :]).sum(-1), along[..., i] * along[..., j]]
+    a, b, c = torch.combinations(torch.arange(heads, device=vectors.device), 3).T
+    determinants = (torch.linalg.cross(vectors[..., a, :], vectors[..., b, :]) * vectors[..., c, :]).sum(-1)
+    return torch.cat([*products, 4 * determinants], dim=-1)
 
 
 @torch.no_grad()
@@ -109,18 +137,19 @@ def describe(points: Tensor, mask: Tensor | None, anchors: int) -> Shape:
     k = len(range(FAR_FROM, FAR_TO + 1, FAR_STEP)) + NEAR
     edges = points.new_zeros(batch, count, k, EDGE_FEATURES)
     features = points.new_zeros(batch, count, POINT_FEATURES)
+    normals = points.new_zeros(batch, count, 3)
     rows = torch.zeros(batch, anchors, dtype=torch.long)
     row_mask = torch.zeros(batch, anchors, dtype=torch.bool)
     for b, cloud in enumerate(points.detach().float().cpu()):
         real = torch.arange(count) if mask is None else mask[b].cpu().nonzero()[:, 0]
-        e, f, a = _describe(cloud[real], anchors)
-        edges[b, real], features[b, real] = e.to(edges), f.to(features)
+        e, f, n, a = _describe(cloud[real], anchors)
+        edges[b, real], features[b, real], normals[b, real] = e.to(edges), f.to(edges), n.to(edges)
         rows[b, : len(a)], row_mask[b, : len(a)] = real[a], True
-    return Shape(edges, features, rows.to(points.device), row_mask.to(points.device))
+    return Shape(edges, features, normals, rows.to(points.device), row_mask.to(points.device))
 
 
-def _describe(points: Tensor, anchors: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Edge and point features (N, K, E), (N, F), and the rows (A,) of the anchors, of one cloud (N, 3)."""
+def _describe(points: Tensor, anchors: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Edge and point features (N, K, E), (N, F), normals (N, 3), rows (A,) of the anchors, of a cloud (N, 3)."""
     count = len(points)
     index = ops.SearchIndex(points)
     _, neighbours = index.knn(points, min(FAR_TO + 1, count))
@@ -148,7 +177,7 @@ def _describe(points: Tensor, anchors: int) -> tuple[Tensor, Tensor, Tensor]:
     ]  # fmt: skip
     order = ops.morton_order(points)
     every = torch.linspace(0, count - 1, min(anchors, count)).round().long()
-    return torch.stack(edges, -1), torch.stack(features, -1), order[every]
+    return torch.stack(edges, -1), torch.stack(features, -1), normals, order[every]
 
 
 def _rows(values: Tensor, rows: Tensor) -> Tensor:

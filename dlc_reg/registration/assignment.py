@@ -133,7 +133,7 @@ def procrustes(weights: Tensor, source: Tensor, target: Tensor) -> Tensor:
 def polar_rotation(matrix: Tensor) -> Tensor:
     """The rotation (..., 3, 3) nearest to `matrix`, R = U diag(1, 1, det) V^T, with a gradient that two equal singular
     values leave finite: only sums of two of them, the last with its sign, are divided by."""
-    rotation: Tensor = _PolarRotation.apply(matrix)
+    rotation: Tensor = _PolarRotation.apply(matrix)  # type: ignore[no-untyped-call]
     return rotation
 
 

@@ -191,10 +191,11 @@ def super_fibonacci(count: int) -> Tensor:
 
 def working_voxel_size(*clouds: PointCloud) -> float:
     """The voxel size that leaves about `WORKING_POINTS` in the largest cloud, and never less than the spacing."""
-    return max(1.5 * max(c.spacing for c in clouds), *(_voxel_size_for(c.points, WORKING_POINTS) for c in clouds))
+    return max(1.5 * max(c.spacing for c in clouds), *(voxel_size_for(c.points, WORKING_POINTS) for c in clouds))
 
 
-def _voxel_size_for(points: Tensor, count: int) -> float:
+def voxel_size_for(points: Tensor, count: int) -> float:
+    """The voxel size that leaves about `count` of the points; 0 where there are no more."""
     if len(points) <= count:
         return 0.0
     sample = points[:: max(1, len(points) // 60_000)]

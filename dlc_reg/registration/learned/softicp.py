@@ -108,7 +108,7 @@ class SoftICP(RegistrationNetwork):
 
     def _proposals(self, encoded: Assignment, b: int) -> Tensor:
         """(hypotheses, 4, 4): poses on which matches of features agree, the lowest energies of one pair."""
-        one = Assignment(*(field[b : b + 1] if field is not None else None for field in encoded))
+        one = encoded._replace(**{name: field[b : b + 1] for name, field in encoded._asdict().items()})
         log_p = one.affinity.log_softmax(-1) + one.affinity.log_softmax(-2)
         best = log_p.flatten().topk(min(MATCHES, log_p.numel())).indices
         rows, columns = best // log_p.shape[-1], best % log_p.shape[-1]
