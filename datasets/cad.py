@@ -14,25 +14,24 @@ first digit; a random object is one by itself) lie in one split, about one famil
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import hashlib
 import io
 import re
-import subprocess
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from zipfile import ZipFile
 
 import numpy as np
+from _debian import deb_files, licence_of, licences
 from _shapes import normals_to_int8, save, to_unit_sphere
 from tqdm import tqdm
 
 from dlc_reg._formats import Surface
 from dlc_reg.io import sample_surface
 
-LIMIT = 256 << 20  # bytes of one file of a package
+LIMIT = 256 << 20  # bytes of one model
+WANTED = ("/copyright", ".sh3f", ".wrl")
 
 
 @dataclass(frozen=True)
@@ -53,40 +52,10 @@ def split_of(row: Row) -> str:
     return "val" if digest(row.source, row.category, family) % 10 == 0 else "train"
 
 
-def deb_files(package: Path) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the files in a Debian package, one after the other; nothing is unpacked to disk."""
-    command = ["dpkg-deb", "--fsys-tarfile", str(package)]
-    with (
-        subprocess.Popen(command, stdout=subprocess.PIPE) as process,
-        tarfile.open(fileobj=process.stdout, mode="r|") as archive,
-    ):
-        for member in archive:
-            wanted = member.isfile() and member.size <= LIMIT and member.name.endswith(("/copyright", ".sh3f", ".wrl"))
-            file = archive.extractfile(member) if wanted else None
-            if file is not None:
-                yield member.name.removeprefix("./"), file.read()
-    if process.returncode:
-        raise SystemExit(f"{package}: dpkg-deb failed")
-
-
-def licences(copyright_file: str) -> list[tuple[str, str]]:
-    """(pattern, licence) of each `Files:` of a machine-readable Debian copyright file; the last that matches counts."""
-    found = []
-    for stanza in re.split(r"\n\s*\n", copyright_file):
-        fields = dict(re.findall(r"^(Files|License): *((?:.*)(?:\n .*)*)", stanza, re.M))
-        if len(fields) == 2:
-            found += [(pattern, fields["License"].split("\n")[0].strip()) for pattern in fields["Files"].split()]
-    return found
-
-
-def licence_of(path: str, patterns: list[tuple[str, str]]) -> str:
-    return next((licence for pattern, licence in reversed(patterns) if fnmatch.fnmatchcase(path, pattern)), "unknown")
-
-
 def furniture(package: Path) -> Iterator[Row]:
     """The models that the catalogues of Sweet Home 3D's *.sh3f archives list."""
     patterns: list[tuple[str, str]] = []
-    for path, data in deb_files(package):
+    for path, data in deb_files(package, WANTED):
         if path.endswith("/copyright"):  # the documentation comes first
             patterns = licences(data.decode())
         if not path.endswith(".sh3f"):
@@ -97,8 +66,10 @@ def furniture(package: Path) -> Iterator[Row]:
             catalogue = archive.read("PluginFurnitureCatalog.properties").decode("latin-1")
             for key, number, value in re.findall(r"^(name|category|model)#(\d+)=(.*)$", catalogue, re.M):
                 entries.setdefault(number, {})[key] = value.strip()
-            for entry in {e["model"]: e for e in entries.values() if len(e) == 3}.values():  # a model once
-                model = entry["model"].lstrip("/")
+            models: dict[str, dict[str, str]] = {}  # each once, under its first entry
+            for entry in (e for e in entries.values() if len(e) == 3):
+                models.setdefault(entry["model"].lstrip("/"), entry)
+            for model, entry in models.items():
                 if model.endswith(".obj") and archive.getinfo(model).file_size <= LIMIT:
                     licence = licence_of(f"{library}/{model}", patterns)
                     yield Row(archive.read(model), f"sh3d-{library}", entry["category"], entry["name"], licence)
@@ -108,7 +79,7 @@ def parts(package: Path, per_category: int) -> Iterator[Row]:
     """Of each category of KiCad's packages3d the parts with the smallest digests: a choice that knows no order."""
     patterns: list[tuple[str, str]] = []
     chosen: dict[str, dict[int, Row]] = {}
-    for path, data in tqdm(deb_files(package), desc=package.name, unit="file"):
+    for path, data in tqdm(deb_files(package, WANTED), desc=package.name, unit="file"):
         if path.endswith("/copyright"):
             patterns = licences(data.decode())
         licence = licence_of("/".join(PurePosixPath(path).parts[-2:]), patterns)
