@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dlc_reg._around import Around
 from dlc_reg._recipe import Convexify, Recipe
 from dlc_reg.convexify import Ambient, Ball, Box, ConvexifiedLoss, Learned, Sampler, Scaled, Star
 from dlc_reg.manifold import SE3
@@ -47,12 +48,12 @@ class Draw:
         vectors = torch.randn(*lead, self.total, 3, generator=self.generator)[..., self.begin : self.end, :]
         return functional.normalize(vectors, dim=-1)
 
-    def around(self, truth: Tensor, angle_deg: float, length: float, *lead: int) -> Tensor:
-        """Poses (*lead, B, 4, 4): turned by up to the angle about any axis, then moved by up to the length."""
+    def poses(self, around: Around, angle_deg: float, length: float, *lead: int) -> Tensor:
+        """Poses (*lead, B, 4, 4): the truth turned by up to the angle about any axis, and moved by up to the length."""
         turn = math.radians(angle_deg) * self.uniform(*lead)[..., None] * self.directions(*lead)
         move = length * self.uniform(*lead)[..., None] * self.directions(*lead)
-        xi = torch.cat([turn, move], dim=-1).to(truth)
-        return SE3().retract(truth, xi)
+        xi = torch.cat([turn, move], dim=-1).to(around.local)
+        return around.place @ SE3().retract(around.local, xi)
 
 
 def pose_loss(estimate: Tensor, truth: Tensor) -> Tensor:
@@ -60,26 +61,26 @@ def pose_loss(estimate: Tensor, truth: Tensor) -> Tensor:
     return (estimate - truth)[..., :3, :].square().sum((-2, -1))
 
 
-def contrastive(network: RegistrationNetwork, encoded: Any, truth: Tensor, recipe: Recipe, draw: Draw) -> Tensor:
+def contrastive(network: RegistrationNetwork, encoded: Any, around: Around, recipe: Recipe, draw: Draw) -> Tensor:
     """InfoNCE on the energy: the truth against poses moved from it, logits -E / temperature."""
     loss = recipe.loss
-    moved = draw.around(truth, loss.negative_angle_deg, loss.negative_translation, loss.negatives)
-    logits = -network.value(torch.cat([truth[None], moved]), encoded).float() / loss.temperature
+    moved = draw.poses(around, loss.negative_angle_deg, loss.negative_translation, loss.negatives)
+    logits = -network.value(torch.cat([around.truth[None], moved]), encoded).float() / loss.temperature
     return -logits.log_softmax(0)[0].mean()
 
 
-def unrolled(network: RegistrationNetwork, encoded: Any, truth: Tensor, recipe: Recipe, draw: Draw) -> Tensor:
+def unrolled(network: RegistrationNetwork, encoded: Any, around: Around, recipe: Recipe, draw: Draw) -> Tensor:
     """The pose loss after each of a few steps of the network's own update; step k weighs k."""
-    poses = predict(network, encoded, truth, recipe, draw)
-    weight = torch.arange(1, len(poses) + 1, device=truth.device, dtype=truth.dtype)
-    return (weight / weight.sum()) @ pose_loss(poses, truth).mean(-1)
+    losses = pose_loss(predict(network, encoded, around, recipe, draw), around.truth).mean(-1)
+    weight = torch.arange(1, len(losses) + 1, device=losses.device, dtype=losses.dtype)
+    return (weight / weight.sum()) @ losses
 
 
-def predict(network: RegistrationNetwork, encoded: Any, truth: Tensor, recipe: Recipe, draw: Draw) -> Tensor:
+def predict(network: RegistrationNetwork, encoded: Any, around: Around, recipe: Recipe, draw: Draw) -> Tensor:
     """The poses after each unrolled step, (steps, B, 4, 4), from the recipe's start."""
-    start = network.manifold.identity((len(truth),), dtype=truth.dtype, device=truth.device)
+    start = network.start(around.truth)
     if recipe.loss.start == "truth":
-        start = draw.around(truth, recipe.loss.start_angle_deg, recipe.loss.start_translation)
+        start = draw.poses(around, recipe.loss.start_angle_deg, recipe.loss.start_translation)
     return network.trajectory(encoded, start, recipe.loss.unrolled_steps)
 
 
@@ -103,8 +104,8 @@ class Losses(nn.Module):
 
     def forward(self, batch: PairBatch, draw: Draw) -> tuple[Tensor, dict[str, float]]:
         """The total, and what each term adds to it by name, with ConvexifiedLoss's own terms as "dlc_..."."""
-        encoded = self.encode(batch)
-        terms = {name: self.term(name, encoded, batch.truth, draw) for name in self.weights}
+        encoded, around = self.encode(batch), Around.truths(batch)
+        terms = {name: self.term(name, encoded, around, draw) for name in self.weights}
         total = torch.stack([self.weights[name] * value for name, (value, _) in terms.items()]).sum()
         figures = {name: value.item() for name, (value, _) in terms.items()}
         for _, more in terms.values():
@@ -117,30 +118,35 @@ class Losses(nn.Module):
         with torch.autocast(device, torch.bfloat16, enabled=half):
             return self.network.encode(batch.source, batch.target, batch.source_mask, batch.target_mask)
 
-    def term(self, name: str, encoded: Any, truth: Tensor, draw: Draw) -> tuple[Tensor, dict[str, float]]:
+    def term(self, name: str, encoded: Any, around: Around, draw: Draw) -> tuple[Tensor, dict[str, float]]:
         """One term, and further figures of it."""
         network, recipe = self.network, self.recipe
         if name == "matching":
-            return network.matching_loss(encoded, truth).mean(), {}  # type: ignore[operator]
+            return network.matching_loss(encoded, around.truth).mean(), {}  # type: ignore[operator]
         if name == "dlc":
-            return self._convexity(encoded, truth, draw)
+            return self._convexity(encoded, around, draw)
         function: Callable[..., Tensor] = {"contrastive": contrastive, "unrolled": unrolled}[name]
-        return function(network, encoded, truth, recipe, draw), {}
+        return function(network, encoded, around, recipe, draw), {}
 
     @property
     def network(self) -> RegistrationNetwork:
         return self._network[0]
 
-    def _convexity(self, encoded: Any, truth: Tensor, draw: Draw) -> tuple[Tensor, dict[str, float]]:
+    def _convexity(self, encoded: Any, around: Around, draw: Draw) -> tuple[Tensor, dict[str, float]]:
         assert self.convexified is not None
         data = encoded
         if self.recipe.dlc == "label":
-            data = predict(self.network, encoded, truth, self.recipe, draw)[-1]
-        every = self.convexified.draw(truth[:1].expand(draw.total, 4, 4), data, generator=draw.generator)
+            data = predict(self.network, encoded, around, self.recipe, draw)[-1]
+        every = self.convexified.draw(around.local[:1].expand(draw.total, 4, 4), generator=draw.generator)
         rows = slice(draw.begin, draw.end)
-        star = Star(truth, every.tangents[:, rows], every.fractions[:, rows])
-        result = self.convexified(truth, data, star=star)
+        star = Star(around.local, every.tangents[:, rows], every.fractions[:, rows])
+        result = self.convexified(around.local, (data, around), star=star)
         return result.total, {f"dlc_{name}": value.item() for name, value in result.terms.items()}
+
+
+def _local(objective: Callable[[Tensor, Any], Tensor]) -> Callable[[Tensor, Any], Tensor]:
+    """The objective over local poses, of data and where they are."""
+    return lambda omega, data: data[1].objective(objective)(omega, data[0])
 
 
 def _label_loss(omega: Tensor, estimate: Tensor) -> Tensor:
@@ -156,7 +162,7 @@ def convexified_loss(objective: Callable[[Tensor, Any], Tensor], settings: Conve
     sampler: Sampler = Box() if entries else Ball((3, 3))
     low, high = settings.fractions[0], settings.fractions[-1]
     return ConvexifiedLoss(
-        objective,
+        _local(objective),
         Ambient((4, 4), ENTRIES) if entries else SE3(),
         radius=reach,
         samples=settings.samples,
@@ -182,16 +188,16 @@ def term_costs(
     less that of a step without it; of the only term, the whole.
     """
     losses = Losses(copy.deepcopy(network).train(), recipe).to(batch.source.device)
-    names = list(losses.weights)
+    names, around = list(losses.weights), Around.truths(batch)
 
     def forward() -> None:
         with torch.no_grad():
-            losses.network.value(batch.truth, losses.encode(batch))
+            losses.network.value(around.truth, losses.encode(batch))
 
     def step(terms: list[str]) -> Callable[[], None]:
         def run() -> None:
             encoded = losses.encode(batch)
-            values = [losses.term(name, encoded, batch.truth, draw)[0] for name in terms]
+            values = [losses.term(name, encoded, around, draw)[0] for name in terms]
             torch.autograd.backward(torch.stack(values).sum())
 
         return run

@@ -15,10 +15,12 @@ import torch
 from learning import Tiny, blocks
 
 from dlc_reg import _losses
+from dlc_reg._around import Around
 from dlc_reg._losses import Draw, pose_loss
 from dlc_reg.errors import InputError
 from dlc_reg.manifold import SE3
-from dlc_reg.protocols import PairDataset, collate
+from dlc_reg.metrics import rotation_error
+from dlc_reg.protocols import PairBatch, PairDataset, collate
 from dlc_reg.training import Recipe, load_recipe, make_recipe, train, validate
 
 TABLE = {
@@ -114,21 +116,40 @@ def test_the_pose_loss_of_a_turn_is_four_times_one_minus_its_cosine():
     torch.testing.assert_close(pose_loss(SE3().retract(one, xi), one), expected)
 
 
-def test_poses_are_drawn_within_their_bounds_and_reach_them():
-    truth = SE3().retract(SE3().identity((400,), dtype=torch.float32), torch.randn(400, 6))
-    poses = draw(400).around(truth, 40.0, 0.2, 3)
-    xi = SE3().local(truth.expand_as(poses), poses)
-    angles, lengths = xi[..., :3].norm(dim=-1).rad2deg(), xi[..., 3:].norm(dim=-1)
-    assert 39 < angles.max() < 40.01 and 0.19 < lengths.max() < 0.2001
-    assert angles.mean() == pytest.approx(20, abs=1.5)
-    assert xi[..., :3].mean((0, 1)).abs().max() < 0.03  # every direction alike
+def around(count: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Around, PairBatch]:
+    """Truths of a batch of pairs whose sources lie beside the origin."""
+    generator = torch.Generator().manual_seed(seed)
+    source = torch.randn(count, 30, 3, generator=generator, dtype=dtype) + torch.tensor([3.0, -1.0, 0.5], dtype=dtype)
+    xi = torch.randn(count, 6, generator=generator, dtype=dtype)
+    truth = SE3().retract(SE3().identity((count,), dtype=dtype), xi)
+    batch = PairBatch(source, source, None, None, truth, torch.arange(count))
+    return Around.truths(batch), batch
+
+
+def test_poses_are_drawn_within_their_bounds_about_the_middle_of_the_source():
+    given, batch = around(400)
+    poses = draw(400).poses(given, 40.0, 0.2, 3)
+    angles = rotation_error(poses, given.truth).rad2deg()
+    assert 39 < angles.max() < 40.01 and angles.mean() == pytest.approx(20, abs=1.5)
+    middle = batch.source.mean(1)
+    moved = [(T[..., :3, :3] @ middle[..., None])[..., 0] + T[..., :3, 3] for T in (poses, given.truth)]
+    shifts = moved[0] - moved[1]
+    assert 0.18 < shifts.norm(dim=-1).max() < 0.2001
+    assert shifts.mean((0, 1)).abs().max() < 0.01  # every direction alike
+    torch.testing.assert_close(given.place @ given.local, given.truth)
 
 
 def test_each_process_draws_its_rows_of_the_whole_batch():
-    truth = SE3().identity((6,), dtype=torch.float32)
-    whole = draw(6).around(truth, 90, 1, 2)
-    parts = [draw(6, i, i + 3).around(truth[:3], 90, 1, 2) for i in (0, 3)]
-    assert torch.equal(whole, torch.cat(parts, dim=1))
+    given, _ = around(6)
+    whole = draw(6).poses(given, 90, 1, 2)
+    for i in (0, 3):
+        rows = Around(*(part[i : i + 3] for part in (given.truth, given.place, given.local)))
+        torch.testing.assert_close(draw(6, i, i + 3).poses(rows, 90, 1, 2), whole[:, i : i + 3])
+
+
+def at_identity(count: int) -> Around:
+    eye = SE3().identity((count,), dtype=torch.float32)
+    return Around(eye, eye, eye)
 
 
 class Known(Tiny):
@@ -144,20 +165,20 @@ class Known(Tiny):
 
 
 def test_contrastive_is_the_cross_entropy_of_the_energies():
-    truth = SE3().identity((3,), dtype=torch.float32)
+    one = at_identity(3)
     given = recipe(loss={"negatives": 5, "temperature": 0.2, "negative_angle_deg": 0.0})
-    value = _losses.contrastive(Known(), None, truth, given, draw(3))
-    moved = draw(3).around(truth, 0.0, 0.5, 5)
+    value = _losses.contrastive(Known(), None, one, given, draw(3))
+    moved = draw(3).poses(one, 0.0, 0.5, 5)
     energies = torch.cat([torch.zeros(1, 3), moved[..., :3, 3].square().sum(-1)]).numpy() / 0.2
     expected = np.mean([-np.log(np.exp(-e[0]) / np.exp(-e).sum()) for e in energies.T])
     assert value.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_unrolled_term_weighs_later_steps_more():
-    truth = SE3().identity((1,), dtype=torch.float32)
+    one = at_identity(1)
     given = recipe(loss={"unrolled_steps": 3, "start_angle_deg": 0.0, "start_translation": 1.0})
-    start = draw(1).around(truth, 0.0, 1.0)[0, :3, 3].square().sum().item()
-    value = _losses.unrolled(Known(), None, truth, given, draw(1))
+    start = draw(1).poses(one, 0.0, 1.0)[0, :3, 3].square().sum().item()
+    value = _losses.unrolled(Known(), None, one, given, draw(1))
     assert value.item() == pytest.approx(start * (1 / 4 + 2 / 16 + 3 / 64) / 6, rel=1e-5)
 
 
@@ -174,7 +195,7 @@ def test_dlc_of_the_energy_sees_where_an_energy_stops_being_star_convex(radius, 
     losses = _losses.Losses(
         Cosine(), recipe(dlc="energy", loss={"contrastive": 0.0, "unrolled": 0.0, "matching": 0.0}, convexify=table)
     )
-    value, figures = losses.term("dlc", None, SE3().identity((8,), dtype=torch.float32), draw(8))
+    value, figures = losses.term("dlc", None, at_identity(8), draw(8))
     assert (value.item() > 1e-4) == violated
     assert (figures["dlc_violation"] > 0) == violated
 

@@ -1,0 +1,110 @@
+"""How star-convex a learned network's energy is about the truth, and how many steps its update needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dlc_reg import convexify
+from dlc_reg._around import Around
+from dlc_reg.manifold import SE3
+from dlc_reg.metrics import rotation_error, translation_error
+from dlc_reg.protocols import PairBatch, PairDataset, collate
+from dlc_reg.registration.learned.frame import RegistrationNetwork
+
+TRANSLATION = 0.5  # length that a ray moves by while it turns by one radian
+SETTLED = (0.5, 0.005)  # degrees and length from where an iteration ends
+
+
+def violation_rate(
+    network: RegistrationNetwork, pairs: PairDataset, *, radius_deg: float = 60.0, rays: int = 64, seed: int = 0
+) -> float:
+    """Share of rays of this length from the truth along which the energy is not star-convex.
+
+    Rays turn about the middle of the source, and move it by `TRANSLATION` a radian, in all mixtures of the two.
+    """
+    curve = _curve(network, pairs, radius_deg, rays, seed, steps=16)
+    return float(curve[1][-1].mean())
+
+
+def basin_radius(
+    network: RegistrationNetwork,
+    pairs: PairDataset,
+    *,
+    largest_deg: float = 180.0,
+    share: float = 0.05,
+    rays: int = 64,
+    seed: int = 0,
+) -> float:
+    """The largest length of rays [deg] up to which fewer than `share` of them violate star-convexity."""
+    lengths, shares = _curve(network, pairs, largest_deg, rays, seed, steps=36)
+    good = int((shares.mean(1) < share).long().cumprod(0).sum())
+    return math.degrees(float(lengths[good - 1])) if good else 0.0
+
+
+def violation_curve(
+    network: RegistrationNetwork, pairs: PairDataset, *, largest_deg: float = 180.0, rays: int = 64, seed: int = 0
+) -> tuple[list[float], list[float]]:
+    """Lengths [deg] and the share of rays that violate there."""
+    lengths, shares = _curve(network, pairs, largest_deg, rays, seed, steps=36)
+    return torch.rad2deg(lengths).tolist(), shares.mean(1).tolist()
+
+
+def iterations_to_converge(network: RegistrationNetwork, pairs: PairDataset, *, most: int = 50) -> Tensor:
+    """(P,): after how many steps from the identity each pair stays within `SETTLED` of where `most` steps end."""
+    counts = []
+    for batch in _batches(network, pairs):
+        with evaluating(network):
+            encoded = network.encode(batch.source, batch.target, batch.source_mask, batch.target_mask)
+            start = network.start(batch.source)
+            poses = torch.cat([start[None], network.trajectory(encoded, start, most)])
+        turned = rotation_error(poses, poses[-1].expand_as(poses)).rad2deg()
+        moved = translation_error(poses, poses[-1].expand_as(poses))
+        away = (turned > SETTLED[0]) | (moved > SETTLED[1])
+        steps = torch.arange(1, most + 2, device=away.device)[:, None]
+        counts.append((away * steps).amax(0))
+    return torch.cat(counts).cpu()
+
+
+@contextmanager
+def evaluating(network: RegistrationNetwork) -> Iterator[None]:
+    """In eval() and without gradients; afterwards as it was."""
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        network.train(training)
+
+
+def _curve(
+    network: RegistrationNetwork, pairs: PairDataset, largest_deg: float, rays: int, seed: int, steps: int
+) -> tuple[Tensor, Tensor]:
+    """Lengths (steps,) [rad] and the share (steps, P) of each pair's rays that violate."""
+    shares = []
+    scale = [1.0] * 3 + [TRANSLATION] * 3
+    for i, batch in enumerate(_batches(network, pairs)):
+        around = Around.truths(batch)
+        generator = torch.Generator().manual_seed(seed + i)
+        options: dict[str, Any] = {"scale": scale, "directions": rays, "steps": steps, "generator": generator}
+        options["radius"] = math.radians(largest_deg)
+        with evaluating(network):
+            encoded = network.encode(batch.source, batch.target, batch.source_mask, batch.target_mask)
+            objective, radius = around.objective(network.value), math.radians(largest_deg)
+            lengths, share = convexify.violation_curve(
+                objective, SE3(), around.local, encoded, radius=radius, **options
+            )
+        shares.append(share.cpu())
+    return lengths.cpu(), torch.cat(shares, dim=1)
+
+
+def _batches(network: RegistrationNetwork, pairs: PairDataset, size: int = 32) -> Iterator[PairBatch]:
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    for start in range(0, len(pairs), size):
+        yield collate([pairs[i] for i in range(start, min(start + size, len(pairs)))]).to(device)

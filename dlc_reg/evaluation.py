@@ -1,0 +1,290 @@
+"""Evaluation of registration methods: the same pairs for all of them, in one run, without a way to the ground truth.
+
+    results = evaluate(shapes, "rpmnet-independent", ["identity", "icp", "learned:weights.safetensors"], pairs=500)
+    print(results.text())
+    results.save("results")      # results.json, pairs.csv
+
+Methods get `Clouds`, which hold no pose; the truths stay here, and meet the estimates when all of them are there.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dlc_reg._landscapes import basin_radius, iterations_to_converge, violation_curve, violation_rate
+from dlc_reg._methods import METHODS, Clouds, Learned, Method, OneByOne, installed, learned, method
+from dlc_reg._symmetry import is_symmetric, symmetric_shapes
+from dlc_reg._tables import PUBLISHED, Ruled, markdown
+from dlc_reg.errors import InputError
+from dlc_reg.io import replacing
+from dlc_reg.metrics import euler_errors, modified_chamfer, rotation_error, translation_error
+from dlc_reg.protocols import Pair, PairDataset, Protocol, Shapes
+from dlc_reg.protocols import protocol as find_protocol
+from dlc_reg.registration.result import strict_json
+
+__all__ = [
+    "METHODS",
+    "PUBLISHED",
+    "Clouds",
+    "Learned",
+    "Method",
+    "OneByOne",
+    "Results",
+    "basin_radius",
+    "evaluate",
+    "installed",
+    "is_symmetric",
+    "iterations_to_converge",
+    "keep_asymmetric",
+    "learned",
+    "licences",
+    "markdown",
+    "method",
+    "provenance",
+    "success_by_rotation",
+    "symmetric_shapes",
+    "violation_curve",
+    "violation_rate",
+]
+
+Array = NDArray[Any]
+
+THRESHOLDS = (1, 5, 10)  # degrees
+BINS = ((0, 30), (30, 60), (60, 90), (90, 120), (120, 150), (150, 180))  # degrees of initial rotation
+TOGETHER = 32  # pairs that a method is given at once
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """Estimates of all methods on the same pairs, with their errors."""
+
+    protocol: Protocol
+    truths: Array  # (P, 4, 4)
+    indices: Array  # (P,) of the shapes
+    estimates: dict[str, Array]  # (P, 4, 4) a method
+    seconds: dict[str, float]  # a pair
+    chamfers: dict[str, Array]  # (P,) modified Chamfer distances
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """Of each method, the columns of the table."""
+        return {name: self._figures(name) for name in self.estimates}
+
+    def text(self) -> str:
+        """The table, with published values where there are any."""
+        return Ruled(self.figures()).text(self.protocol.name)
+
+    def errors(self, name: str) -> tuple[Array, Array]:
+        """Rotation errors [deg] and translation errors (P,) of a method."""
+        estimate = self.estimates[name]
+        turned = np.degrees(rotation_error(estimate, self.truths).numpy())
+        return turned, translation_error(estimate, self.truths).numpy()
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> tuple[Path, Path]:
+        """Writes results.json and pairs.csv; returns their paths."""
+        out = Path(folder)
+        out.mkdir(parents=True, exist_ok=True)
+        paths = out / "results.json", out / "pairs.csv"
+        for path in paths:
+            if path.exists() and not overwrite:
+                raise InputError("folder", f"'{path}', which exists", "a new folder, or overwrite=True")
+        document = {**self.about, "protocol": asdict(self.protocol), "pairs": len(self.truths)}
+        with replacing(paths[0], overwrite=overwrite) as draft:
+            draft.write_text(strict_json({**document, "methods": self.figures()}, indent=2), encoding="utf-8")
+        with replacing(paths[1], overwrite=overwrite) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            entries = [f"{what}_{i}{j}" for what in ("truth", "estimate") for i in range(3) for j in range(4)]
+            writer.writerow(["pair", "shape", "method", "rotation_deg", "translation", "chamfer", *entries])
+            writer.writerows(self._rows())
+        return paths
+
+    def _figures(self, name: str) -> dict[str, float]:
+        turned, moved = self.errors(name)
+        euler = euler_errors(self.estimates[name], self.truths)
+        return {
+            "rotation_mean": float(turned.mean()),
+            "rotation_median": float(np.median(turned)),
+            "translation_mean": float(moved.mean()),
+            "translation_median": float(np.median(moved)),
+            "euler_rmse": euler.rotation_rmse_deg,
+            "euler_mae": euler.rotation_mae_deg,
+            "translation_rmse": euler.translation_rmse,
+            "translation_mae": euler.translation_mae,
+            "chamfer": float(self.chamfers[name].mean()),
+            **{f"recall_{t}": float((turned < t).mean()) for t in THRESHOLDS},
+            "seconds": self.seconds[name],
+        }
+
+    def _rows(self) -> list[list[Any]]:
+        rows = []
+        for name, estimate in self.estimates.items():
+            turned, moved = self.errors(name)
+            for i, (truth, pose) in enumerate(zip(self.truths, estimate, strict=True)):
+                entries = [f"{x:.9g}" for x in (*truth[:3].ravel(), *pose[:3].ravel())]
+                figures = [f"{x:.6g}" for x in (turned[i], moved[i], self.chamfers[name][i])]
+                rows.append([i, int(self.indices[i]), name, *figures, *entries])
+        return rows
+
+
+def evaluate(
+    shapes: Shapes,
+    protocol: str | Protocol,
+    methods: Sequence[str | Method],
+    *,
+    pairs: int | None = None,
+    seed: int = 0,
+    chamfer: bool = True,
+    progress: bool = False,
+) -> Results:
+    """Runs the methods on the same pairs.
+
+    Args:
+        shapes: those to make pairs of, chosen already (`Shapes.select`, `keep_asymmetric`).
+        pairs: how many; None is one a shape.
+        chamfer: compute the modified Chamfer distance too, which takes longer than some methods.
+
+    An estimate that is not finite counts as the identity.
+    """
+    chosen = find_protocol(protocol) if isinstance(protocol, str) else protocol
+    runners = [method(m) if isinstance(m, str) else m for m in methods]
+    if len({r.name for r in runners}) < len(runners):
+        raise InputError("methods", ", ".join(r.name for r in runners), "different names")
+    data = PairDataset(shapes, chosen, seed, pairs)
+    given = [data[i] for i in range(len(data))]
+    truths = np.stack([pair.truth.double().numpy() for pair in given])
+    clouds = [blind(pair) for pair in given]
+    estimates, seconds = {}, {}
+    for runner in runners:
+        estimates[runner.name], seconds[runner.name] = _run(runner, clouds, progress)
+    chamfers = {n: _chamfers(shapes, chosen, given, e) if chamfer else np.zeros(len(e)) for n, e in estimates.items()}
+    about = {
+        "seed": seed,
+        "data_checksum": shapes.checksum,
+        "shapes": len(shapes),
+        "about_methods": {runner.name: dict(runner.about) for runner in runners},
+        **provenance(),
+    }
+    indices = np.array([pair.index for pair in given])
+    return Results(chosen, truths, indices, estimates, seconds, chamfers, about)
+
+
+def blind(pair: Pair) -> Clouds:
+    """A pair without what must not be known."""
+    return Clouds(pair.source.double().numpy(), pair.target.double().numpy())
+
+
+def success_by_rotation(
+    shapes: Shapes,
+    methods: Sequence[str | Method],
+    *,
+    bins: Sequence[tuple[int, int]] = BINS,
+    pairs: int | None = None,
+    points: int | None = None,
+    noise: bool = False,
+    degrees: Sequence[float] = (5.0, 10.0),
+    seed: int = 0,
+    progress: bool = False,
+) -> dict[str, dict[tuple[int, int], dict[str, float]]]:
+    """Of each method and each bin of initial rotations [deg], the share of pairs within so many degrees.
+
+    Whole clouds without a point in common (protocol full-LO-HI), jittered if `noise`, of `points` points.
+    """
+    table: dict[str, dict[tuple[int, int], dict[str, float]]] = {}
+    for low, high in bins:
+        protocol = find_protocol(f"full-{low}-{high}" + ("-noise" if noise else ""))
+        if points is not None:
+            protocol = Protocol(**{**asdict(protocol), "points": points})
+        results = evaluate(shapes, protocol, methods, pairs=pairs, seed=seed, chamfer=False, progress=progress)
+        for name in results.estimates:
+            turned, _ = results.errors(name)
+            figures = {f"within_{d:g}": float((turned < d).mean()) for d in degrees}
+            table.setdefault(name, {})[(low, high)] = figures
+    return table
+
+
+def keep_asymmetric(shapes: Shapes, *, progress: bool = False) -> Shapes:
+    """The shapes that no rotation lays on themselves to within their sampling."""
+    keep = ~symmetric_shapes(shapes, progress=progress)
+    if not keep.any():
+        raise InputError("shapes", f"{len(shapes)} shapes that are all symmetric", "at least one that is not")
+    return shapes.take(np.flatnonzero(keep))
+
+
+def licences(path: str | Path) -> list[str]:
+    """The licences that a prepared file names for its shapes, in its column "licence"; empty if it has none."""
+    with np.load(path, allow_pickle=False) as file:
+        return sorted({str(x) for x in file["licence"]}) if "licence" in file.files else []
+
+
+def provenance() -> dict[str, Any]:
+    """Where figures come from: commit, versions, hardware and time."""
+    folder = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    ours = git("ls-files", Path(__file__).name)  # an installed package may lie in somebody else's checkout
+    commit = (git("rev-parse", "HEAD") if ours else "") or "unknown: not a git checkout"
+    changed = ours and git("status", "--porcelain", "--untracked-files=no")
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "commit": commit + (" with changes" if changed else ""),
+        "versions": {
+            "dlc_reg": sys.modules["dlc_reg"].__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "hardware": {"processor": _processor(), "threads": torch.get_num_threads(), "gpu": cuda},
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        return next(line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _run(runner: Method, clouds: list[Clouds], progress: bool) -> tuple[Array, float]:
+    """Estimates (P, 4, 4), and seconds a pair after a run on one pair that warms up."""
+    from tqdm import tqdm
+
+    runner(clouds[:1])
+    found, began = [], time.perf_counter()
+    starts = range(0, len(clouds), TOGETHER)
+    for start in tqdm(starts, desc=runner.name, disable=not progress, leave=False):
+        found.append(runner(clouds[start : start + TOGETHER]))
+    took = (time.perf_counter() - began) / len(clouds)
+    poses: Array = np.concatenate(found)
+    poses[~np.isfinite(poses).all((1, 2))] = np.eye(4)
+    return poses, took
+
+
+def _chamfers(shapes: Shapes, protocol: Protocol, pairs: list[Pair], estimates: Array) -> Array:
+    """RPM-Net's modified Chamfer distance of each pair; the clean target is all of the shape."""
+    values = []
+    for pair, estimate in zip(pairs, estimates, strict=True):
+        clean = torch.from_numpy(shapes.points[pair.index]).double()
+        truth: Tensor = pair.truth.double()
+        if protocol.moves == "target":
+            clean = clean @ truth[:3, :3].mT + truth[:3, 3]
+        values.append(float(modified_chamfer(estimate, truth, pair.source, pair.target, clean)))
+    return np.array(values) if values else np.full(0, math.nan)
