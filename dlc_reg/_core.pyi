@@ -125,3 +125,22 @@ def refine_poses(
     num_threads: int,
     /,
 ) -> None: ...
+def soft_assignment(
+    source: int,
+    target: int,
+    affinity: int,
+    poses: int,
+    sharpness: int,
+    outlier: int,
+    source_weight: int,
+    target_weight: int,
+    num_poses: int,
+    batch: int,
+    n: int,
+    m: int,
+    both_ways: bool,
+    energy: int,
+    poses_after: int,
+    num_threads: int,
+    /,
+) -> None: ...

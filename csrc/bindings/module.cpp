@@ -4,4 +4,5 @@ NB_MODULE(_core, module) {
   bind_search(module);
   bind_linearize(module);
   bind_hypotheses(module);
+  bind_assignment(module);
 }

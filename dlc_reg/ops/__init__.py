@@ -12,6 +12,7 @@ except ImportError as error:
         "which needs a C++17 compiler); a bare source tree on the path does not have it."
     ) from error
 
+from dlc_reg.ops._assignment import soft_assignment
 from dlc_reg.ops._hypotheses import (
     Judgement,
     Surface,
@@ -53,6 +54,7 @@ __all__ = [
     "radius_search",
     "refine_poses",
     "simd_level",
+    "soft_assignment",
     "voxel_downsample",
     "voxel_groups",
 ]

@@ -1,0 +1,352 @@
+#include "core/assignment.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "core/linalg.hpp"
+#include "core/parallel.hpp"
+#include "core/simd.hpp"
+
+#if defined(__GNUC__) || defined(__clang__)
+#define DLC_INLINE inline __attribute__((always_inline))
+#define DLC_RESTRICT __restrict__
+#else
+#define DLC_INLINE inline
+#define DLC_RESTRICT __restrict
+#endif
+
+namespace dlc {
+namespace {
+
+constexpr int kLanes = 8;
+constexpr int64_t kRowsInFloat = 32;     // rows summed in float32 before their sums go to double
+constexpr double kCarefulBelow = 50;     // o further below the largest affinity needs the careful loop
+constexpr double kLeastShift = -1000;    // well above kAbsent, so that absent pairs weigh exactly 0
+constexpr double kNoMass = 1e-19;        // shares that sum to less say nothing about the pose
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// exp(x) for x <= 0; 0 below -80; NaN for NaN. Cephes' polynomial, relative error 1e-7; elementary operations only, so
+// that any vector width gives the same bits.
+DLC_INLINE float exp_negative(float x) {
+  constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which the low bits then hold
+  const float shifted = x * 1.44269504f + magic;
+  const float n = shifted - magic;
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  uint32_t bits;
+  std::memcpy(&bits, &shifted, 4);
+  bits = (bits + 127u) << 23;
+  float power;
+  std::memcpy(&power, &bits, 4);
+  return x < -80.0f ? 0.0f : p * power;
+}
+
+// A row of the assignment: one source point against `blocks` times kLanes target points.
+struct Row {
+  const float* affinity;
+  const float* target[3];
+  float* weights;     // exp(l - shift), written
+  float* columns[4];  // added to: weights, and weights times the source point
+  float moved[3], source[3], sharpness, shift;
+  int64_t blocks;
+};
+
+struct RowSums {  // over the target: weights, and weights times the target point
+  float lanes[4][kLanes] = {};
+  double total(int k) const {
+    double sum = 0;
+    for (const float lane : lanes[k]) sum += lane;
+    return sum;
+  }
+};
+
+// Plain loops, one body for both instruction sets: the compiler vectorises them, and the lanes fix the order of sums.
+template <bool both_ways, bool moments>
+DLC_INLINE void row_body(const Row& row, RowSums& sums) {
+  const float* DLC_RESTRICT a = row.affinity;
+  const float *DLC_RESTRICT qx = row.target[0], *DLC_RESTRICT qy = row.target[1], *DLC_RESTRICT qz = row.target[2];
+  float* DLC_RESTRICT w = row.weights;
+  float *DLC_RESTRICT c0 = row.columns[0], *DLC_RESTRICT c1 = row.columns[1], *DLC_RESTRICT c2 = row.columns[2],
+        *DLC_RESTRICT c3 = row.columns[3];
+  const float x = row.moved[0], y = row.moved[1], z = row.moved[2], beta = row.sharpness, shift = row.shift;
+  const float px = row.source[0], py = row.source[1], pz = row.source[2];
+  const int64_t count = kLanes * row.blocks;
+  for (int64_t j = 0; j < count; ++j) {
+    const float dx = x - qx[j], dy = y - qy[j], dz = z - qz[j];
+    const float e = exp_negative((a[j] - shift) - beta * (dx * dx + dy * dy + dz * dz));
+    w[j] = e;
+    if (both_ways) c0[j] += e;
+    if (both_ways && moments) c1[j] += e * px, c2[j] += e * py, c3[j] += e * pz;
+  }
+  RowSums local = sums;
+  for (int64_t j = 0; j < count; j += kLanes)
+    for (int l = 0; l < kLanes; ++l) {
+      const float e = w[j + l];
+      local.lanes[0][l] += e;
+      if (moments) {
+        local.lanes[1][l] += e * qx[j + l];
+        local.lanes[2][l] += e * qy[j + l];
+        local.lanes[3][l] += e * qz[j + l];
+      }
+    }
+  sums = local;
+}
+
+using RowKernel = void (*)(const Row&, RowSums&);
+
+template <bool both_ways, bool moments>
+void row_scalar(const Row& row, RowSums& sums) {
+  row_body<both_ways, moments>(row, sums);
+}
+
+#if DLC_HAS_AVX2
+template <bool both_ways, bool moments>
+DLC_AVX2 void row_avx2(const Row& row, RowSums& sums) {
+  row_body<both_ways, moments>(row, sums);
+}
+#endif
+
+template <bool both_ways, bool moments>
+RowKernel choose_row() {
+#if DLC_HAS_AVX2
+  if (use_avx2()) return row_avx2<both_ways, moments>;
+#endif
+  return row_scalar<both_ways, moments>;
+}
+
+RowKernel choose_row(bool both_ways, bool moments) {
+  if (both_ways) return moments ? choose_row<true, true>() : choose_row<true, false>();
+  return moments ? choose_row<false, true>() : choose_row<false, false>();
+}
+
+// Sums of share-weighted points about the clouds' centres.
+struct ShareMoments {
+  double mass = 0, p[3] = {}, q[3] = {}, qp[9] = {};
+
+  // weight * (shares sum, shares times q) of one source point
+  void add_row(double weight, double share, const double share_q[3], const double point[3]) {
+    mass += weight * share;
+    for (int r = 0; r < 3; ++r) {
+      q[r] += weight * share_q[r];
+      p[r] += weight * share * point[r];
+      for (int c = 0; c < 3; ++c) qp[3 * r + c] += weight * share_q[r] * point[c];
+    }
+  }
+  void add_column(double weight, double share, const double share_p[3], const double point[3]) {
+    mass += weight * share;
+    for (int r = 0; r < 3; ++r) {
+      p[r] += weight * share_p[r];
+      q[r] += weight * share * point[r];
+      for (int c = 0; c < 3; ++c) qp[3 * r + c] += weight * point[r] * share_p[c];
+    }
+  }
+};
+
+// A pair of clouds, about their centres so that float32 holds them well, coordinate by coordinate.
+struct Pair {
+  double source_center[3] = {}, target_center[3] = {}, sharpness, outlier, shift;
+  std::vector<float> source[3], target[3];  // the target is filled up to whole blocks with zeros
+  const float *affinity, *source_weight, *target_weight;
+  int64_t n, m;
+  bool careful;
+};
+
+void center(const float* points, int64_t n, int64_t padded, double mean[3], std::vector<float> out[3]) {
+  for (int64_t i = 0; i < n; ++i)
+    for (int c = 0; c < 3; ++c) mean[c] += points[3 * i + c];
+  for (int c = 0; c < 3; ++c) {
+    if (n) mean[c] /= static_cast<double>(n);
+    out[c].assign(static_cast<std::size_t>(padded), 0.0f);
+    for (int64_t i = 0; i < n; ++i) out[c][i] = static_cast<float>(points[3 * i + c] - mean[c]);
+  }
+}
+
+// The largest of count numbers, lane by lane so that the compiler vectorises it.
+float largest(const float* values, int64_t count) {
+  float best[kLanes];
+  std::fill(best, best + kLanes, kAbsent);
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    for (int l = 0; l < kLanes; ++l) best[l] = best[l] < values[i + l] ? values[i + l] : best[l];
+  for (; i < count; ++i) best[0] = best[0] < values[i] ? values[i] : best[0];
+  return *std::max_element(best, best + kLanes);
+}
+
+Pair make_pair(const AssignmentProblem& problem, int64_t b) {
+  Pair pair;
+  const int64_t n = pair.n = problem.n, m = pair.m = problem.m;
+  center(problem.source + 3 * n * b, n, n, pair.source_center, pair.source);
+  center(problem.target + 3 * m * b, m, (m + kLanes - 1) / kLanes * kLanes, pair.target_center, pair.target);
+  pair.affinity = problem.affinity + n * m * b;
+  pair.source_weight = problem.source_weight + n * b;
+  pair.target_weight = problem.target_weight + m * b;
+  pair.sharpness = problem.sharpness[b];
+  pair.outlier = problem.outlier[b];
+  const double top = largest(pair.affinity, n * m);
+  pair.careful = pair.outlier < std::max(top, kLeastShift) - kCarefulBelow;
+  pair.shift = std::max({pair.outlier, top, kLeastShift});
+  pair.shift = std::nextafter(static_cast<float>(pair.shift), std::numeric_limits<float>::infinity());
+  return pair;
+}
+
+struct Pose {
+  double rotation[9], moved_center[3];  // of a centred source point: rotation p + moved_center, a centred target point
+  Pose(const double* t, const Pair& pair) {
+    for (int r = 0; r < 3; ++r) {
+      for (int c = 0; c < 3; ++c) rotation[3 * r + c] = t[4 * r + c];
+      moved_center[r] = dot(rotation + 3 * r, pair.source_center) + t[4 * r + 3] - pair.target_center[r];
+    }
+  }
+  void apply(const double p[3], double out[3]) const {
+    for (int r = 0; r < 3; ++r) out[r] = dot(rotation + 3 * r, p) + moved_center[r];
+  }
+};
+
+// The energy of one pose; adds the shares' moments where they are wanted.
+double sweep(const Pair& pair, const Pose& pose, bool both_ways, ShareMoments* moments) {
+  const RowKernel kernel = choose_row(both_ways, moments != nullptr);
+  const int64_t padded = static_cast<int64_t>(pair.target[0].size()), whole = pair.m / kLanes * kLanes;
+  const double none = std::max(std::exp(pair.outlier - pair.shift), std::numeric_limits<double>::min());
+  const double half = both_ways ? 0.5 : 1.0;
+  std::vector<float> weights(padded), partial(4 * padded, 0.0f);
+  std::vector<double> columns(4 * padded, 0.0);
+  float tail[kLanes];
+  std::fill(tail, tail + kLanes, kAbsent);
+  double energy = 0;
+  for (int64_t i = 0; i < pair.n; ++i) {
+    const double p[3] = {pair.source[0][i], pair.source[1][i], pair.source[2][i]};
+    double moved[3];
+    pose.apply(p, moved);
+    const auto row_at = [&](const float* affinity, int64_t begin, int64_t blocks) {
+      Row row{};
+      row.affinity = affinity, row.weights = weights.data() + begin, row.blocks = blocks;
+      for (int c = 0; c < 3; ++c) {
+        row.target[c] = pair.target[c].data() + begin;
+        row.moved[c] = static_cast<float>(moved[c]), row.source[c] = pair.source[c][i];
+      }
+      for (int c = 0; c < 4; ++c) row.columns[c] = partial.data() + c * padded + begin;
+      row.sharpness = static_cast<float>(pair.sharpness), row.shift = static_cast<float>(pair.shift);
+      return row;
+    };
+    RowSums sums;
+    const float* affinity = pair.affinity + i * pair.m;
+    if (whole) kernel(row_at(affinity, 0, whole / kLanes), sums);
+    if (whole < pair.m) {
+      std::copy(affinity + whole, affinity + pair.m, tail);
+      kernel(row_at(tail, whole, 1), sums);
+    }
+    const double share = sums.total(0), total = share + none, weight = pair.source_weight[i];
+    energy -= half * weight * (std::log(total) + pair.shift);
+    if (moments) {
+      const double share_q[3] = {sums.total(1), sums.total(2), sums.total(3)};
+      moments->add_row(half * weight / total, share, share_q, p);
+    }
+    if (both_ways && ((i + 1) % kRowsInFloat == 0 || i + 1 == pair.n)) {
+      for (int64_t j = 0; j < 4 * padded; ++j) columns[j] += partial[j];
+      std::fill(partial.begin(), partial.end(), 0.0f);
+    }
+  }
+  if (!both_ways) return energy;
+  for (int64_t j = 0; j < pair.m; ++j) {
+    const double share = columns[j], total = share + none, weight = pair.target_weight[j];
+    energy -= half * weight * (std::log(total) + pair.shift);
+    if (moments) {
+      const double share_p[3] = {columns[padded + j], columns[2 * padded + j], columns[3 * padded + j]};
+      const double q[3] = {pair.target[0][j], pair.target[1][j], pair.target[2][j]};
+      moments->add_column(half * weight / total, share, share_p, q);
+    }
+  }
+  return energy;
+}
+
+// log(sum exp) with its largest term apart; the outlier is the first term.
+struct LogSum {
+  explicit LogSum(double first) : top(first) {}
+  void see(double x) { top = std::max(top, x); }
+  void add(double x) { sum += std::exp(x - top); }
+  double value() const { return top + std::log(sum); }
+  double top, sum = 0;
+};
+
+// The same as `sweep` in double, whatever the outlier level: every row and column has its own shift.
+double careful_sweep(const Pair& pair, const Pose& pose, bool both_ways, ShareMoments* moments) {
+  std::vector<LogSum> rows(pair.n, LogSum(pair.outlier)), columns(pair.m, LogSum(pair.outlier));
+  const auto each = [&](const auto& body) {
+    for (int64_t i = 0; i < pair.n; ++i) {
+      const double p[3] = {pair.source[0][i], pair.source[1][i], pair.source[2][i]};
+      double moved[3];
+      pose.apply(p, moved);
+      for (int64_t j = 0; j < pair.m; ++j) {
+        const float a = pair.affinity[i * pair.m + j];
+        if (a <= kAbsent) continue;
+        const double q[3] = {pair.target[0][j], pair.target[1][j], pair.target[2][j]};
+        const double d[3] = {moved[0] - q[0], moved[1] - q[1], moved[2] - q[2]};
+        body(i, j, p, q, a - pair.sharpness * dot(d, d));
+      }
+    }
+  };
+  each([&](int64_t i, int64_t j, const double*, const double*, double logit) {
+    rows[i].see(logit), columns[j].see(logit);
+  });
+  for (LogSum& row : rows) row.add(pair.outlier);
+  for (LogSum& column : columns) column.add(pair.outlier);
+  each([&](int64_t i, int64_t j, const double*, const double*, double logit) {
+    rows[i].add(logit), columns[j].add(logit);
+  });
+  const double half = both_ways ? 0.5 : 1.0;
+  double energy = 0;
+  for (int64_t i = 0; i < pair.n; ++i) energy -= half * pair.source_weight[i] * rows[i].value();
+  for (int64_t j = 0; both_ways && j < pair.m; ++j) energy -= half * pair.target_weight[j] * columns[j].value();
+  if (!moments) return energy;
+  each([&](int64_t i, int64_t j, const double* p, const double* q, double logit) {
+    double share = pair.source_weight[i] * std::exp(logit - rows[i].value());
+    if (both_ways) share += pair.target_weight[j] * std::exp(logit - columns[j].value());
+    moments->add_row(half * share, 1.0, q, p);
+  });
+  return energy;
+}
+
+void fit(const ShareMoments& moments, const Pair& pair, double pose[16]) {
+  double rotation[9] = {1, 0, 0, 0, 1, 0, 0, 0, 1}, translation[3] = {0, 0, 0};
+  if (!(moments.mass <= kNoMass)) {
+    procrustes(moments.mass, moments.p, moments.q, moments.qp, rotation, translation);
+    for (int r = 0; r < 3; ++r) translation[r] += pair.target_center[r] - dot(rotation + 3 * r, pair.source_center);
+  }
+  for (int r = 0; r < 3; ++r) {
+    for (int c = 0; c < 3; ++c) pose[4 * r + c] = rotation[3 * r + c];
+    pose[4 * r + 3] = translation[r];
+    pose[12 + r] = 0.0;
+  }
+  pose[15] = 1.0;
+}
+
+}  // namespace
+
+void soft_assignment(const AssignmentProblem& problem, double* energy, double* poses_after, int num_threads) {
+  if (problem.num_poses == 0) return;
+  std::vector<Pair> pairs(static_cast<std::size_t>(problem.batch));
+  parallel_for(problem.batch, 1, num_threads, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) pairs[b] = make_pair(problem, b);
+  });
+  parallel_for(problem.num_poses * problem.batch, 1, num_threads, [&](int64_t begin, int64_t end) {
+    for (int64_t job = begin; job < end; ++job) {
+      const Pair& pair = pairs[job % problem.batch];
+      const Pose pose(problem.poses + 16 * job, pair);
+      ShareMoments moments;
+      ShareMoments* wanted = poses_after ? &moments : nullptr;
+      energy[job] = pair.careful ? careful_sweep(pair, pose, problem.both_ways, wanted)
+                                 : sweep(pair, pose, problem.both_ways, wanted);
+      if (poses_after) fit(moments, pair, poses_after + 16 * job);
+    }
+  });
+}
+
+}  // namespace dlc

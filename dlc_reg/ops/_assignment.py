@@ -1,0 +1,111 @@
+"""Soft assignment of batches of clouds under many poses at once: energy and expectation-maximisation step, natively.
+
+No (N, M) temporaries, no gradients. CUDA tensors are brought to the host; answers come back to the poses' device.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from dlc_reg import _core
+from dlc_reg.errors import InputError
+from dlc_reg.ops import _library, _validate
+
+_FLOATS = (torch.float32, torch.float64)
+
+
+def soft_assignment(
+    source: Tensor,
+    target: Tensor,
+    affinity: Tensor,
+    poses: Tensor,
+    sharpness: Tensor,
+    outlier: Tensor,
+    source_weight: Tensor,
+    target_weight: Tensor,
+    *,
+    both_ways: bool = True,
+    moments: bool = True,
+    num_threads: int | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Energies of poses, and the poses after one step of expectation-maximisation.
+
+        E = - sum_i u_i log( sum_j exp(a_ij - beta |R p_i + t - q_j|^2) + exp(o) )
+
+    or, with `both_ways`, the mean of it and of the same with source and target exchanged. The step is the weighted
+    Procrustes fit to the shares -dE/da_ij (reflections excluded); it never raises E. Where the shares sum to less than
+    1e-19, as at a pose too far off, nothing is known of the pose and the step is the identity.
+
+    Relative errors are about 1e-6 in the weights exp(..), in float32; sums are float64. Points are taken about their
+    clouds' centres first, so that clouds far from the origin lose nothing.
+
+    Args:
+        source: (B, N, 3) float32 or float64 (everything but poses, beta and o is worked on in float32).
+        target: (B, M, 3).
+        affinity: (B, N, M), a; -1e4 or less, also -inf, where a point of the two is padding: it then weighs exactly 0.
+        poses: (K, B, 4, 4), T_target_source, K of them for each pair of clouds.
+        sharpness: (B,) or (), beta >= 0, in 1 / unit^2.
+        outlier: (B,) or (), o. Slow where it is more than 50 below the largest affinity.
+        source_weight, target_weight: (B, N) and (B, M), u and v >= 0, each summing to one over the real points.
+        both_ways: whether the target explains the source, too.
+        moments: whether to make the step.
+        num_threads: None for all cores. The same bits for any number.
+
+    Returns:
+        E (K, B) float64, and the poses after the step (K, B, 4, 4) float64, None without `moments`.
+
+    Raises:
+        InputError: wrong shapes or dtypes, NaN or infinity, negative weights or sharpness.
+    """
+    p, q = (_floats(name, x, (None, None, 3)) for name, x in (("source", source), ("target", target)))
+    batch, n, m = p.shape[0], p.shape[1], q.shape[1]
+    if q.shape[0] != batch:
+        raise InputError("target", f"shape {tuple(q.shape)}", f"shape ({batch}, M, 3), as many clouds as source")
+    given = _floats("poses", poses, (None, batch, 4, 4), torch.float64)
+    a = _floats("affinity", affinity, (batch, n, m), check=False)
+    beta, o = _each("sharpness", sharpness, batch), _each("outlier", outlier, batch)
+    u, v = _floats("source_weight", source_weight, (batch, n)), _floats("target_weight", target_weight, (batch, m))
+    for name, values in (("sharpness", beta), ("source_weight", u), ("target_weight", v)):
+        if bool((values < 0).any()):
+            raise InputError(name, f"the number {float(values.min())}", "numbers of at least 0")
+    energy = torch.empty(given.shape[:2], dtype=torch.float64)
+    after = torch.empty_like(given) if moments else None
+    _core.soft_assignment(
+        *(x.data_ptr() for x in (p, q, a, given, beta, o, u, v)),
+        len(given),
+        batch,
+        n,
+        m,
+        bool(both_ways),
+        energy.data_ptr(),
+        0 if after is None else after.data_ptr(),
+        _validate.threads(num_threads),
+    )
+    if not math.isfinite(float(energy.sum())):  # the largest input is checked by what came of it
+        _validate.finite("affinity", a.clamp(min=torch.finfo(a.dtype).min))
+    return energy.to(poses.device), None if after is None else after.to(poses.device)
+
+
+def _floats(
+    argument: str, value: object, shape: tuple[int | None, ...], dtype: torch.dtype = torch.float32, check: bool = True
+) -> Tensor:
+    """A contiguous tensor on the host, finite if `check`; None in `shape` is any length."""
+    if not isinstance(value, Tensor):
+        raise InputError(argument, f"a {type(value).__name__}", "a torch tensor")
+    if value.ndim != len(shape) or any(want not in (None, have) for have, want in zip(value.shape, shape, strict=True)):
+        expected = ", ".join("any" if want is None else str(want) for want in shape)
+        raise InputError(argument, f"shape {tuple(value.shape)}", f"shape ({expected})")
+    if value.dtype not in _FLOATS:
+        raise InputError(argument, f"dtype {value.dtype}", "float32 or float64")
+    value = value.to(dtype)
+    return _library.host(argument, value) if check else _library.unchecked(value)
+
+
+def _each(argument: str, value: object, batch: int) -> Tensor:
+    """One float64 for each pair."""
+    if isinstance(value, Tensor) and value.ndim == 0:
+        value = value.expand(batch)
+    return _floats(argument, value, (batch,), torch.float64)
