@@ -140,7 +140,7 @@ class Tree:
             self._zip = zipfile.ZipFile(path)
             self.names = [info.filename for info in self._zip.infolist() if not info.is_dir()]
         else:
-            raise SystemExit(f"{path}: neither a folder nor a zip archive")
+            raise SystemExit(f"{path}: neither a folder nor a zip archive; if it came from a download, remove it")
 
     def read(self, name: str, limit: int = 64 << 20) -> bytes:
         """The file's bytes; stops at more than `limit` of them, whatever the archive's directory claims."""
