@@ -1,0 +1,75 @@
+"""Deep Closest Point (Wang and Solomon, ICCV 2019): matching by the products of features, then Procrustes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dlc_reg.networks.dgcnn import DGCNN
+from dlc_reg.networks.neighbours import weights
+from dlc_reg.networks.transformer import CoAttention
+from dlc_reg.registration.assignment import ABSENT, Assignment, SoftAssignment
+from dlc_reg.registration.learned.passes import Encoded, Repeated
+
+
+class DCP(Repeated):
+    """E of `SoftAssignment`, one way and without outliers, with a_ij = Phi(p_i) . Phi(q_j) / sqrt(C).
+
+    The paper matches by features alone: its answer is this energy's step as beta goes to 0, where E does not depend on
+    the pose. Here beta is learned, so that the pose reached has its say in the next step.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int] = (64, 64, 128, 256),
+        out: int = 512,
+        neighbours: int = 20,
+        heads: int = 4,
+        hidden: int = 1024,
+        blocks: int = 1,
+        passes: int = 1,
+    ) -> None:
+        super().__init__()
+        self.encoder = DGCNN(widths, out, neighbours)
+        self.attention = CoAttention(out, heads, hidden, blocks)
+        self.energy = SoftAssignment()
+        self.passes = passes
+        self.log_beta = nn.Parameter(torch.tensor(0.0))
+
+    def match(
+        self, source: Tensor, moved: Tensor, target: Tensor, source_mask: Tensor | None, target_mask: Tensor | None
+    ) -> Assignment:
+        x, y = self.attention(
+            self.encoder(moved, source_mask), self.encoder(target, target_mask), source_mask, target_mask
+        )
+        affinity = products(x.to(source.dtype), y.to(source.dtype)) / x.shape[-1] ** 0.5
+        affinity = without_padding(affinity, source_mask, target_mask)
+        beta = self.log_beta.exp().expand(len(source))
+        return Assignment(
+            source, target, affinity, beta, None, weights(source, source_mask), weights(target, target_mask)
+        )
+
+    def value(self, omega: Tensor, encoded: Encoded) -> Tensor:
+        return self.energy.value(omega, encoded.data)
+
+    def step(self, omega: Tensor, encoded: Encoded) -> Tensor:
+        return self.energy.step(omega, encoded.data)
+
+    def matching_loss(self, encoded: Encoded, truth: Tensor) -> Tensor:
+        """(B,): minus the log-likelihood of the source at the true pose, as a mixture about the target's points."""
+        return self.energy.value(truth, encoded.data) + self.energy.normalizer(encoded.data)
+
+
+def products(a: Tensor, b: Tensor) -> Tensor:
+    """a_i . b_j (B, N, M), in the features' own precision under autocast too: energies are sharp."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b.mT
+
+
+def without_padding(affinity: Tensor, source_mask: Tensor | None, target_mask: Tensor | None) -> Tensor:
+    """The affinity (B, N, M) with `ABSENT` where either point is padding."""
+    if source_mask is not None:
+        affinity = affinity.masked_fill(~source_mask[:, :, None], ABSENT)
+    return affinity if target_mask is None else affinity.masked_fill(~target_mask[:, None, :], ABSENT)
