@@ -11,50 +11,63 @@
 #include "core/simd.hpp"
 
 #if defined(__GNUC__) || defined(__clang__)
+#define DLC_VECTORS 1
 #define DLC_INLINE inline __attribute__((always_inline))
-#define DLC_RESTRICT __restrict__
 #else
+#define DLC_VECTORS 0
 #define DLC_INLINE inline
-#define DLC_RESTRICT __restrict
 #endif
 
 namespace dlc {
 namespace {
 
 constexpr int kLanes = 8;
+#if DLC_VECTORS
+using Floats = float __attribute__((vector_size(4 * kLanes)));
+using Words = uint32_t __attribute__((vector_size(4 * kLanes)));
+#else
+using Floats = float;
+using Words = uint32_t;
+#endif
+constexpr int kWidth = sizeof(Floats) / sizeof(float);
 constexpr int64_t kRowsInFloat = 32;     // rows summed in float32 before their sums go to double
 constexpr double kCarefulBelow = 50;     // o further below the largest affinity needs the careful loop
 constexpr double kLeastShift = -1000;    // well above kAbsent, so that absent pairs weigh exactly 0
 constexpr double kNoMass = 1e-19;        // shares that sum to less say nothing about the pose
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// exp(x) for x <= 0; 0 below -80; NaN for NaN. Cephes' polynomial, relative error 1e-7; elementary operations only, so
-// that any vector width gives the same bits.
-DLC_INLINE float exp_negative(float x) {
+DLC_INLINE void load(const float* from, Floats& to) { std::memcpy(&to, from, sizeof to); }
+DLC_INLINE void store(const Floats& from, float* to) { std::memcpy(to, &from, sizeof from); }
+
+// x <- exp(x) for x <= 0; 0 below -80; NaN for NaN. Cephes' polynomial, relative error 1e-7; elementary operations only,
+// each rounded by itself, so that every instruction set gives the same bits.
+DLC_INLINE void exp_negative(Floats& x) {
+  const Floats zero{}, least = zero - 81.0f;
+  const auto vanishes = x < -80.0f;
+  x = vanishes ? least : x;  // far below, the steps would pass through slow subnormal numbers
   constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which the low bits then hold
-  const float shifted = x * 1.44269504f + magic;
-  const float n = shifted - magic;
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f * r + 1.3981999507e-3f;
+  const Floats shifted = x * 1.44269504f + magic;
+  const Floats n = shifted - magic;
+  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  Floats p = 1.9875691500e-4f * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  uint32_t bits;
-  std::memcpy(&bits, &shifted, 4);
+  Words bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
   bits = (bits + 127u) << 23;
-  float power;
-  std::memcpy(&power, &bits, 4);
-  return x < -80.0f ? 0.0f : p * power;
+  Floats power;
+  std::memcpy(&power, &bits, sizeof bits);
+  x = vanishes ? zero : p * power;
 }
 
 // A row of the assignment: one source point against `blocks` times kLanes target points.
 struct Row {
   const float* affinity;
   const float* target[3];
-  float* weights;     // exp(l - shift), written
-  float* columns[4];  // added to: weights, and weights times the source point
+  float* columns[4];  // added to: the weights exp(l - shift), and these times the source point
   float moved[3], source[3], sharpness, shift;
   int64_t blocks;
 };
@@ -68,36 +81,40 @@ struct RowSums {  // over the target: weights, and weights times the target poin
   }
 };
 
-// Plain loops, one body for both instruction sets: the compiler vectorises them, and the lanes fix the order of sums.
+DLC_INLINE void add_to(float* sums, const Floats& terms) {
+  Floats sum;
+  load(sums, sum);
+  sum += terms;
+  store(sum, sums);
+}
+
+// One body for all instruction sets; the lanes fix the order of sums. Written out: what stands in an array here leaves
+// the registers.
 template <bool both_ways, bool moments>
 DLC_INLINE void row_body(const Row& row, RowSums& sums) {
-  const float* DLC_RESTRICT a = row.affinity;
-  const float *DLC_RESTRICT qx = row.target[0], *DLC_RESTRICT qy = row.target[1], *DLC_RESTRICT qz = row.target[2];
-  float* DLC_RESTRICT w = row.weights;
-  float *DLC_RESTRICT c0 = row.columns[0], *DLC_RESTRICT c1 = row.columns[1], *DLC_RESTRICT c2 = row.columns[2],
-        *DLC_RESTRICT c3 = row.columns[3];
+  const float *affinity = row.affinity, *tx = row.target[0], *ty = row.target[1], *tz = row.target[2];
+  float *c0 = row.columns[0], *c1 = row.columns[1], *c2 = row.columns[2], *c3 = row.columns[3];
   const float x = row.moved[0], y = row.moved[1], z = row.moved[2], beta = row.sharpness, shift = row.shift;
   const float px = row.source[0], py = row.source[1], pz = row.source[2];
-  const int64_t count = kLanes * row.blocks;
-  for (int64_t j = 0; j < count; ++j) {
-    const float dx = x - qx[j], dy = y - qy[j], dz = z - qz[j];
-    const float e = exp_negative((a[j] - shift) - beta * (dx * dx + dy * dy + dz * dz));
-    w[j] = e;
-    if (both_ways) c0[j] += e;
-    if (both_ways && moments) c1[j] += e * px, c2[j] += e * py, c3[j] += e * pz;
-  }
-  RowSums local = sums;
-  for (int64_t j = 0; j < count; j += kLanes)
-    for (int l = 0; l < kLanes; ++l) {
-      const float e = w[j + l];
-      local.lanes[0][l] += e;
-      if (moments) {
-        local.lanes[1][l] += e * qx[j + l];
-        local.lanes[2][l] += e * qy[j + l];
-        local.lanes[3][l] += e * qz[j + l];
-      }
+  const int64_t end = kLanes * row.blocks;
+  for (int64_t lane = 0; lane < kLanes; lane += kWidth) {
+    Floats s0, s1, s2, s3;
+    load(sums.lanes[0] + lane, s0), load(sums.lanes[1] + lane, s1);
+    load(sums.lanes[2] + lane, s2), load(sums.lanes[3] + lane, s3);
+    for (int64_t j = lane; j < end; j += kLanes) {
+      Floats e, qx, qy, qz;
+      load(affinity + j, e), load(tx + j, qx), load(ty + j, qy), load(tz + j, qz);
+      const Floats dx = x - qx, dy = y - qy, dz = z - qz;
+      e = (e - shift) - beta * (dx * dx + dy * dy + dz * dz);
+      exp_negative(e);
+      s0 += e;
+      if (moments) s1 += e * qx, s2 += e * qy, s3 += e * qz;
+      if (both_ways) add_to(c0 + j, e);
+      if (both_ways && moments) add_to(c1 + j, e * px), add_to(c2 + j, e * py), add_to(c3 + j, e * pz);
     }
-  sums = local;
+    store(s0, sums.lanes[0] + lane), store(s1, sums.lanes[1] + lane);
+    store(s2, sums.lanes[2] + lane), store(s3, sums.lanes[3] + lane);
+  }
 }
 
 using RowKernel = void (*)(const Row&, RowSums&);
@@ -193,6 +210,7 @@ Pair make_pair(const AssignmentProblem& problem, int64_t b) {
   const double top = largest(pair.affinity, n * m);
   pair.careful = pair.outlier < std::max(top, kLeastShift) - kCarefulBelow;
   pair.shift = std::max({pair.outlier, top, kLeastShift});
+  // as a float, and not below any affinity
   pair.shift = std::nextafter(static_cast<float>(pair.shift), std::numeric_limits<float>::infinity());
   return pair;
 }
@@ -216,7 +234,7 @@ double sweep(const Pair& pair, const Pose& pose, bool both_ways, ShareMoments* m
   const int64_t padded = static_cast<int64_t>(pair.target[0].size()), whole = pair.m / kLanes * kLanes;
   const double none = std::max(std::exp(pair.outlier - pair.shift), std::numeric_limits<double>::min());
   const double half = both_ways ? 0.5 : 1.0;
-  std::vector<float> weights(padded), partial(4 * padded, 0.0f);
+  std::vector<float> partial(4 * padded, 0.0f);
   std::vector<double> columns(4 * padded, 0.0);
   float tail[kLanes];
   std::fill(tail, tail + kLanes, kAbsent);
@@ -227,7 +245,7 @@ double sweep(const Pair& pair, const Pose& pose, bool both_ways, ShareMoments* m
     pose.apply(p, moved);
     const auto row_at = [&](const float* affinity, int64_t begin, int64_t blocks) {
       Row row{};
-      row.affinity = affinity, row.weights = weights.data() + begin, row.blocks = blocks;
+      row.affinity = affinity, row.blocks = blocks;
       for (int c = 0; c < 3; ++c) {
         row.target[c] = pair.target[c].data() + begin;
         row.moved[c] = static_cast<float>(moved[c]), row.source[c] = pair.source[c][i];
