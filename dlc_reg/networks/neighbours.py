@@ -50,9 +50,7 @@ def neighbourhoods(
         if normals is not None:
             normals[b, there] = ops.estimate_normals(index, k=min(normals_from, len(there)))
     device = points.device
-    return Neighbourhoods(
-        rows.to(device), real.to(device), None if normals is None else normals.to(points)
-    )
+    return Neighbourhoods(rows.to(device), real.to(device), None if normals is None else normals.to(points))
 
 
 def blanked(points: Tensor, mask: Tensor | None) -> Tensor:

@@ -16,9 +16,7 @@ class PointNet(nn.Module):
     Nothing is normalised, so that the feature is a function of the points alone and piecewise linear in them.
     """
 
-    def __init__(
-        self, widths: Sequence[int] = (64, 64, 64, 128, 1024), pool: Literal["max", "mean"] = "max"
-    ) -> None:
+    def __init__(self, widths: Sequence[int] = (64, 64, 64, 128, 1024), pool: Literal["max", "mean"] = "max") -> None:
         super().__init__()
         self.pool = pool
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise([3, *widths[:-1]]))

@@ -40,9 +40,7 @@ class Block(nn.Module):
         super().__init__()
         self.own = Attention(width, heads)
         self.other = Attention(width, heads) if cross else None
-        self.hidden = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width)
-        )
+        self.hidden = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
 
     def forward(
         self, x: Tensor, mask: Tensor | None, memory: Tensor | None = None, memory_mask: Tensor | None = None

@@ -35,9 +35,7 @@ class PointNetLK(RegistrationNetwork):
 
     iterations = 10
 
-    def __init__(
-        self, widths: Sequence[int] = (64, 64, 64, 128, 1024), pool: Literal["max", "mean"] = "max"
-    ) -> None:
+    def __init__(self, widths: Sequence[int] = (64, 64, 64, 128, 1024), pool: Literal["max", "mean"] = "max") -> None:
         super().__init__()
         self.encoder = PointNet(widths, pool)
 

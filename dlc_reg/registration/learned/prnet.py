@@ -44,7 +44,9 @@ class PRNet(Repeated):
         super().__init__()
         self.encoder = DGCNN(widths, out, neighbours)
         self.attention = CoAttention(out, heads, hidden, blocks)
-        self.temperature = nn.Sequential(layers([out, *temperature_widths]), nn.Linear([out, *temperature_widths][-1], 1))
+        self.temperature = nn.Sequential(
+            layers([out, *temperature_widths]), nn.Linear([out, *temperature_widths][-1], 1)
+        )
         self.energy = SoftAssignment()
         self.keypoints, self.passes = keypoints, passes
         self.log_beta = nn.Parameter(torch.tensor(0.0))
