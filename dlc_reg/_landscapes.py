@@ -96,10 +96,8 @@ def _curve(
         options["radius"] = math.radians(largest_deg)
         with evaluating(network):
             encoded = network.encode(batch.source, batch.target, batch.source_mask, batch.target_mask)
-            objective, radius = around.objective(network.value), math.radians(largest_deg)
-            lengths, share = convexify.violation_curve(
-                objective, SE3(), around.local, encoded, radius=radius, **options
-            )
+            objective = around.objective(network.value)
+            lengths, share = convexify.violation_curve(objective, SE3(), around.local, encoded, **options)
         shares.append(share.cpu())
     return lengths.cpu(), torch.cat(shares, dim=1)
 

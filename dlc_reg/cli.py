@@ -21,6 +21,7 @@ import numpy as np
 import dlc_reg
 from dlc_reg import _console as console
 from dlc_reg import io, ops
+from dlc_reg._evaluate_command import command as evaluate_command
 from dlc_reg._report_page import matrix_text, number, rotation_axis, total_seconds, versions
 from dlc_reg.api import METHODS
 from dlc_reg.errors import InputError
@@ -366,6 +367,8 @@ def _samples() -> Path:
         "to run inside a checkout (git clone) of dlc_reg, for installed packages do not hold the samples",
     )
 
+
+main.add_command(evaluate_command)
 
 if __name__ == "__main__":
     main()

@@ -37,6 +37,7 @@ from dlc_reg.protocols import protocol as find_protocol
 from dlc_reg.registration.result import strict_json
 
 __all__ = [
+    "BINS",
     "METHODS",
     "PUBLISHED",
     "Clouds",

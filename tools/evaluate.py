@@ -1,9 +1,13 @@
-"""Recall and trust of `dlc_reg.register` on fragments of scenes with known poses.
+"""Figures of registration on data with known poses.
 
-    python tools/evaluate.py FRAGMENTS.npz [--pairs 100] [--seed 0] [--viewpoints] [--num-threads 1]
+    python tools/evaluate.py scenes FRAGMENTS.npz [--pairs 100] [--seed 0] [--viewpoints] [--num-threads 1]
+    python tools/evaluate.py modelnet40 --data SHAPES.npz --protocol P --method M ... [--weights W ...] [--out DIR]
 
-The file's format is in `fragments.py`. Two recalls: rotation within 15 degrees and translation within 0.3 m; and
-Redwood's RMSE below 0.2 m. A wrong answer that is called aligned is gross beyond 15 degrees or 1 m, else near.
+scenes: recall and trust of `dlc_reg.register` on fragments of scenes; the file's format is in `fragments.py`. Two
+recalls: rotation within 15 degrees and translation within 0.3 m; and Redwood's RMSE below 0.2 m. A wrong answer that is
+called aligned is gross beyond 15 degrees or 1 m, else near.
+
+modelnet40: `dlc-reg evaluate` under another name: the field's table on pairs that a protocol makes of shapes.
 """
 
 from __future__ import annotations
@@ -19,17 +23,31 @@ from fragments import BENCHMARKS, Fragments
 from tqdm import tqdm
 
 import dlc_reg
+from dlc_reg.cli import main as dlc_reg_command
 from dlc_reg.metrics import redwood_rmse, rotation_error, translation_error
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data")
-    parser.add_argument("--pairs", type=int, default=100, help="of each benchmark")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of pairs")
-    parser.add_argument("--viewpoints", action="store_true", help="tell that the sensor stood at each origin")
-    parser.add_argument("--num-threads", type=int, default=1)
-    options = parser.parse_args()
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    kinds.add_parser("modelnet40", add_help=False, help="see `modelnet40 --help`")
+    scenes_parser = kinds.add_parser("scenes")
+    scenes_parser.add_argument("data")
+    scenes_parser.add_argument("--pairs", type=int, default=100, help="of each benchmark")
+    scenes_parser.add_argument("--seed", type=int, default=0, help="of the choice of pairs")
+    scenes_parser.add_argument("--viewpoints", action="store_true", help="tell that the sensor stood at each origin")
+    scenes_parser.add_argument("--num-threads", type=int, default=1)
+    options, rest = parser.parse_known_args()
+    if options.kind == "modelnet40":
+        dlc_reg_command(["evaluate", *rest])
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    else:
+        scenes(options)
+
+
+def scenes(options: argparse.Namespace) -> None:
+    """Prints a line a benchmark."""
     torch.set_num_threads(options.num_threads)
     fragments = Fragments(options.data)
     print(
