@@ -54,15 +54,14 @@ class LocalEncoder(nn.Module):
 def point_pair_features(offset: Tensor, normal: Tensor, other: Tensor) -> Tensor:
     """Drost et al., CVPR 2010: (angle(n, d), angle(n', d), angle(n, n'), |d|), (..., 4), angles in [0, pi] [rad].
 
-    `offset` d: from a point to its neighbour; `normal` n: the point's; `other` n': the neighbour's. All (..., 3), which
-    broadcast. Angles with an offset of no length are zero.
+    `offset` d: from a point to its neighbour; `normal` n: the point's; `other` n': the neighbour's; (..., 3), and normals
+    broadcast to offsets. Angles with an offset of no length are zero.
     """
-    normal, other = torch.broadcast_tensors(normal, other)
+    normal, other = normal.expand_as(offset), other.expand_as(offset)
     angles = [angle(normal, offset), angle(other, offset), angle(normal, other)]
-    return torch.stack([*torch.broadcast_tensors(*angles), offset.norm(dim=-1)], dim=-1)
+    return torch.stack([*angles, offset.norm(dim=-1)], dim=-1)
 
 
 def angle(a: Tensor, b: Tensor) -> Tensor:
-    """Between vectors (..., 3) [rad]; exact near 0 and pi, where the arc cosine is not."""
-    a, b = torch.broadcast_tensors(a, b)
+    """Between vectors (..., 3) of one shape [rad]; exact near 0 and pi, where the arc cosine is not."""
     return torch.atan2(torch.linalg.cross(a, b).norm(dim=-1), (a * b).sum(-1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -85,6 +86,6 @@ def layers(widths: Sequence[int]) -> nn.Sequential:
     The papers normalise over the batch; over a point's own channels, neither padding nor another pair has a say.
     """
     steps: list[nn.Module] = []
-    for a, b in zip(widths[:-1], widths[1:], strict=True):
+    for a, b in pairwise(widths):
         steps += [nn.Linear(a, b), nn.LayerNorm(b), nn.ReLU()]
     return nn.Sequential(*steps)

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class PointNet(nn.Module):
@@ -41,7 +42,7 @@ class PointNet(nn.Module):
         slopes = self._slopes(points).movedim(-2, -1)  # (..., N, H, 3)
         turned = torch.linalg.cross(points[..., None, :].expand_as(slopes), slopes)
         moments = self._mean(torch.cat([turned, slopes], dim=-1).flatten(-2), mask)
-        return feature, self.last.weight @ moments.unflatten(-1, (-1, 6))
+        return feature, self.last.weight @ moments.reshape(*moments.shape[:-1], -1, 6)
 
     def _pooled(self, points: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The feature, and of max pooling the point that each channel is from, (..., C)."""
@@ -53,14 +54,15 @@ class PointNet(nn.Module):
         x = self.last(x)
         if mask is not None:
             x = x.masked_fill(~mask[..., None], -torch.inf)
-        return x.max(-2)
+        best = x.max(-2)
+        return best.values, best.indices
 
     def _slopes(self, points: Tensor) -> Tensor:
         """(..., N, 3, H): the derivative of the last hidden layer by the point."""
         x, slopes = points, torch.eye(3, dtype=points.dtype, device=points.device)
         for layer in self.hidden:
             x = layer(x).relu()
-            slopes = (slopes @ layer.weight.mT) * (x > 0)[..., None, :]
+            slopes = functional.linear(slopes, layer.get_parameter("weight")) * (x > 0)[..., None, :]
         return slopes.expand(*points.shape[:-1], 3, -1)
 
     @staticmethod

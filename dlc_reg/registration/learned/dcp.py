@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -41,15 +42,25 @@ class DCP(Repeated):
     def match(
         self, source: Tensor, moved: Tensor, target: Tensor, source_mask: Tensor | None, target_mask: Tensor | None
     ) -> Assignment:
-        x, y = self.attention(
-            self.encoder(moved, source_mask), self.encoder(target, target_mask), source_mask, target_mask
-        )
-        affinity = products(x.to(source.dtype), y.to(source.dtype)) / x.shape[-1] ** 0.5
+        x, y = self.features(moved, target, source_mask, target_mask)
+        return self.assignment(source, target, products(x, y) / x.shape[-1] ** 0.5, source_mask, target_mask)
+
+    def features(
+        self, source: Tensor, target: Tensor, source_mask: Tensor | None, target_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Phi (B, N, C) and (B, M, C), in the points' own precision."""
+        x, y = self.encoder(source, source_mask), self.encoder(target, target_mask)
+        x, y = self.attention(x, y, source_mask, target_mask)
+        return x.to(source.dtype), y.to(target.dtype)
+
+    def assignment(
+        self, source: Tensor, target: Tensor, affinity: Tensor, source_mask: Tensor | None, target_mask: Tensor | None
+    ) -> Assignment:
+        """The energy's data; `affinity` (B, N, M) may say anything at padding."""
         affinity = without_padding(affinity, source_mask, target_mask)
         beta = self.log_beta.exp().expand(len(source))
-        return Assignment(
-            source, target, affinity, beta, None, weights(source, source_mask), weights(target, target_mask)
-        )
+        real = weights(source, source_mask), weights(target, target_mask)
+        return Assignment(source, target, affinity, beta, None, *real)
 
     def value(self, omega: Tensor, encoded: Encoded) -> Tensor:
         return self.energy.value(omega, encoded.data)
@@ -58,8 +69,11 @@ class DCP(Repeated):
         return self.energy.step(omega, encoded.data)
 
     def matching_loss(self, encoded: Encoded, truth: Tensor) -> Tensor:
-        """(B,): minus the log-likelihood of the source at the true pose, as a mixture about the target's points."""
-        return self.energy.value(truth, encoded.data) + self.energy.normalizer(encoded.data)
+        """(B,): minus the log-likelihood of the source at the true pose, drawn from Gaussians about the target's points
+        that the affinities choose among."""
+        data: Assignment = encoded.data
+        chosen = (data.source_weight * data.affinity.logsumexp(-1)).sum(-1)
+        return self.value(truth, encoded) + chosen + 1.5 * (math.log(math.pi) - data.sharpness.log())
 
 
 def products(a: Tensor, b: Tensor) -> Tensor:

@@ -55,11 +55,12 @@ class PointNetLK(RegistrationNetwork):
 
     def residual(self, omega: Tensor, encoded: Aligned) -> Tensor:
         """r (*lead, B, C)."""
-        feature = self.encoder(self._moved(omega, encoded), self._mask(omega, encoded))
+        feature: Tensor = self.encoder(self._moved(omega, encoded), self._mask(omega, encoded))
         return (feature - encoded.feature) / encoded.scale
 
     def value(self, omega: Tensor, encoded: Aligned) -> Tensor:
-        return 0.5 * self.residual(omega, encoded).square().sum(-1)
+        residual = self.residual(omega, encoded)
+        return 0.5 * residual.square().sum(-1)
 
     def linearize(self, omega: Tensor, encoded: Aligned) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Gauss and Newton's J^T J and J^T r, and the value."""

@@ -1,6 +1,6 @@
 """Matching with both sides' marginals held: entropic optimal transport with slack, as an energy over poses.
 
-    E(omega) = 1 + 1/(N + M) min_P [ sum_ij P_ij (log P_ij - 1 - L_ij) + sum_i s_i (log s_i - 1) + sum_j t_j (log t_j - 1) ]
+    E(omega) = 1 + 1/(N + M) min_P [ sum_ij h(P_ij) - P_ij L_ij + sum_i h(s_i) + sum_j h(t_j) ],   h(x) = x (log x - 1)
     L_ij = a_ij - beta |R p_i + t - q_j|^2,    s_i = 1 - sum_j P_ij,    t_j = 1 - sum_i P_ij
 
 s and t are what stays unmatched, at no cost: E is 0 where nothing is matched, and negative where matching pays. The
