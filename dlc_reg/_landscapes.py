@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from dlc_reg.protocols import PairBatch, PairDataset, collate
 from dlc_reg.registration.learned.frame import RegistrationNetwork
 
 TRANSLATION = 0.5  # length that a ray moves by while it turns by one radian
+NOISE_DEG = 10.0  # within which a minimum may lie beside the truth
 SETTLED = (0.5, 0.005)  # degrees and length from where an iteration ends
 
 
@@ -41,10 +42,14 @@ def basin_radius(
     rays: int = 64,
     seed: int = 0,
 ) -> float:
-    """The largest length of rays [deg] up to which fewer than `share` of them violate star-convexity."""
+    """The largest length of rays [deg] at which, and at all shorter ones from `NOISE_DEG`, fewer than `share` violate.
+
+    0 where there is none. Shorter rays are not judged: sampling and noise put the minimum itself beside the truth.
+    """
     lengths, shares = _curve(network, pairs, largest_deg, rays, seed, steps=36)
-    good = int((shares.mean(1) < share).long().cumprod(0).sum())
-    return math.degrees(float(lengths[good - 1])) if good else 0.0
+    judged = torch.rad2deg(lengths) > NOISE_DEG - 1e-3
+    good = int((shares[judged].mean(1) < share).long().cumprod(0).sum())
+    return math.degrees(float(lengths[judged][good - 1])) if good else 0.0
 
 
 def violation_curve(
@@ -69,6 +74,50 @@ def iterations_to_converge(network: RegistrationNetwork, pairs: PairDataset, *, 
         steps = torch.arange(1, most + 2, device=away.device)[:, None]
         counts.append((away * steps).amax(0))
     return torch.cat(counts).cpu()
+
+
+class Slices(NamedTuple):
+    """The energy less that at the truth, on rays (P, D, S) at angles (S,) [deg] and on a plane (P, S, S) at offsets
+    (S,) [deg]; and whether the ray that ends at a point violates star-convexity, (P, D, S)."""
+
+    angles_deg: Tensor
+    rays: Tensor
+    violated: Tensor
+    offsets_deg: Tensor
+    plane: Tensor
+
+
+def slices(
+    network: RegistrationNetwork,
+    pairs: PairDataset,
+    *,
+    extent_deg: float = 180.0,
+    directions: int = 24,
+    steps: int = 61,
+    seed: int = 0,
+) -> Slices:
+    """What there is to draw of each pair: rotations about the middle of the source, about random axes."""
+    found, extent = [], math.radians(extent_deg)
+    generator = torch.Generator().manual_seed(seed)
+    axes = torch.nn.functional.normalize(torch.randn(directions, 3, generator=generator), dim=1)
+    axes = torch.cat([axes, torch.zeros(directions, 3)], dim=1)
+    for batch in _batches(network, pairs):
+        around = Around.truths(batch)
+        with evaluating(network):
+            encoded = network.encode(batch.source, batch.target, batch.source_mask, batch.target_mask)
+            place: tuple[Any, ...] = (around.objective(network.value), SE3(), around.local, encoded)
+            rays = convexify.landscape(*place, directions=axes, extent=extent, steps=steps)
+            flat = torch.eye(6)[:2]
+            plane = convexify.landscape(*place, directions=flat, extent=extent, steps=steps, plane=True)
+        truth = rays.values[0, 0]
+        found.append([(rays.values - truth), plane.values - truth])
+    values, surface = (torch.cat([f[i] for f in found], dim=2).movedim(2, 0) for i in range(2))
+    offsets = rays.offsets
+    violated = torch.zeros_like(values, dtype=torch.bool)
+    for k in range(1, steps):
+        short = convexify.star_violation(values[..., : k + 1], offsets[: k + 1] / offsets[k], offsets[k].square())
+        violated[..., k] = short.amax(-1) > 1e-5 * values.abs().amax(-1)
+    return Slices(torch.rad2deg(offsets), values, violated, torch.rad2deg(plane.offsets), surface)
 
 
 @contextmanager

@@ -331,3 +331,14 @@ def test_iterations_to_converge_counts_steps(bowl):
     counts = evaluation.iterations_to_converge(network, pairs, most=30)
     assert counts.tolist() == [8, 8, 8]
     assert network.training
+
+
+def test_slices_show_the_energy_and_where_rays_violate(bowl):
+    network, pairs = bowl
+    cut = evaluation.slices(network, pairs, directions=4, steps=37)
+    cosine = 1 - torch.cos(torch.deg2rad(cut.angles_deg))
+    torch.testing.assert_close(cut.rays, cosine.expand(3, 4, 37), atol=1e-5, rtol=1e-5)
+    assert not cut.violated[..., cut.angles_deg < 130].any() and cut.violated[..., cut.angles_deg > 142].all()
+    x = torch.deg2rad(cut.offsets_deg)
+    angle = torch.hypot(x[:, None], x[None, :])
+    torch.testing.assert_close(cut.plane, (1 - torch.cos(angle)).expand(3, 37, 37), atol=1e-5, rtol=1e-5)
