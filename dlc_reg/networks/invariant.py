@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from dlc_reg import ops
 
-NEAR, FAR_FROM, FAR_TO, FAR_STEP = 16, 20, 96, 4
+NEAR, FAR = 16, 20  # neighbours among all points, and among every fifth
+FAR_STEP = 5
 NORMAL_NEIGHBOURS = 20
 ABSENT = -1e4  # the logit of an anchor that is padding
 EDGE_FEATURES, POINT_FEATURES = 8, 6
@@ -134,8 +135,7 @@ def invariants(vectors: Tensor, normals: Tensor) -> Tensor:
 def describe(points: Tensor, mask: Tensor | None, anchors: int) -> Shape:
     """Local shape of a batch of clouds (B, N, 3); padding gets zeros."""
     batch, count = points.shape[:2]
-    k = len(range(FAR_FROM, FAR_TO + 1, FAR_STEP)) + NEAR
-    edges = points.new_zeros(batch, count, k, EDGE_FEATURES)
+    edges = points.new_zeros(batch, count, NEAR + FAR, EDGE_FEATURES)
     features = points.new_zeros(batch, count, POINT_FEATURES)
     normals = points.new_zeros(batch, count, 3)
     rows = torch.zeros(batch, anchors, dtype=torch.long)
@@ -151,11 +151,12 @@ def describe(points: Tensor, mask: Tensor | None, anchors: int) -> Shape:
 def _describe(points: Tensor, anchors: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Edge and point features (N, K, E), (N, F), normals (N, 3), rows (A,) of the anchors, of a cloud (N, 3)."""
     count = len(points)
-    index = ops.SearchIndex(points)
-    _, neighbours = index.knn(points, min(FAR_TO + 1, count))
+    index, order = ops.SearchIndex(points), ops.morton_order(points).long()
     normals = ops.estimate_normals(index, k=min(NORMAL_NEIGHBOURS, count))
-    chosen = [*range(1, NEAR + 1), *range(FAR_FROM, FAR_TO + 1, FAR_STEP)]
-    rows = neighbours[:, [min(c, neighbours.shape[1] - 1) for c in chosen]].long()
+    few = order[::FAR_STEP]
+    near_rows = _padded(index.knn(points, min(NEAR + 1, count))[1][:, 1:].long(), NEAR)
+    far_rows = _padded(few[ops.knn(points, points[few], min(FAR, len(few)))[1].long()], FAR)
+    rows = torch.cat([near_rows, far_rows], dim=1)
     offset = points[rows] - points[:, None]
     length = offset.norm(dim=-1)
     direction = offset / length.clamp(min=1e-9)[..., None]
@@ -175,9 +176,13 @@ def _describe(points: Tensor, anchors: int) -> tuple[Tensor, Tensor, Tensor, Ten
         reach_near, reach_far, near.norm(dim=-1) / reach_near.clamp(min=1e-9),
         far.norm(dim=-1) / reach_far.clamp(min=1e-9), 4 * bend.abs(), 4 * bend * bend_near,
     ]  # fmt: skip
-    order = ops.morton_order(points)
     every = torch.linspace(0, count - 1, min(anchors, count)).round().long()
     return torch.stack(edges, -1), torch.stack(features, -1), normals, order[every]
+
+
+def _padded(rows: Tensor, count: int) -> Tensor:
+    """rows (N, k) -> (N, count), the last one repeated in clouds of too few points."""
+    return torch.cat([rows, rows[:, -1:].expand(-1, count - rows.shape[1])], dim=1)
 
 
 def _rows(values: Tensor, rows: Tensor) -> Tensor:

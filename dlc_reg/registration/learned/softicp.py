@@ -66,7 +66,7 @@ class SoftICP(RegistrationNetwork):
 
     def matching_loss(self, encoded: Assignment, truth: Tensor) -> Tensor:
         """(B,): minus the log-likelihood of both clouds at the true pose; it trains features, gamma, beta and o."""
-        return self.energy.value(truth, encoded) + self.energy.normalizer(encoded)
+        return self.energy.negative_log_likelihood(truth, encoded)
 
     def forward(
         self,
