@@ -74,7 +74,14 @@ def soft_assignment(
     energy = torch.empty(given.shape[:2], dtype=torch.float64)
     after = torch.empty_like(given) if moments else None
     _core.soft_assignment(
-        *(x.data_ptr() for x in (p, q, a, given, beta, o, u, v)),
+        p.data_ptr(),
+        q.data_ptr(),
+        a.data_ptr(),
+        given.data_ptr(),
+        beta.data_ptr(),
+        o.data_ptr(),
+        u.data_ptr(),
+        v.data_ptr(),
         len(given),
         batch,
         n,
