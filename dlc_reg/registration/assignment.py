@@ -13,6 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+from dlc_reg import ops
+from dlc_reg.errors import InputError
 
 ABSENT = -1e4  # the affinity of padding: exp of it is 0 in every dtype
 
@@ -41,6 +45,9 @@ class SoftAssignment:
 
     def value(self, omega: Tensor, data: Assignment) -> Tensor:
         """E, (*lead, B)."""
+        native = _native(omega, data, self.both_ways, step=False)
+        if native is not None:
+            return native
         logits = self._logits(omega, data)
         energy = self._one_way(logits, data.source_weight, data.outlier)
         if self.both_ways:
@@ -61,6 +68,9 @@ class SoftAssignment:
 
         Neal and Hinton, 1998: the responsibilities make a bound of E that touches it at omega; Procrustes minimises it.
         """
+        native = _native(omega, data, self.both_ways, step=True)
+        if native is not None:
+            return native
         return procrustes(self.responsibilities(omega, data), data.source, data.target)
 
     def normalizer(self, data: Assignment, volume: float = 4 * math.pi / 3) -> Tensor:
@@ -86,6 +96,37 @@ class SoftAssignment:
         if outlier is not None:
             explained = torch.logaddexp(explained, outlier[..., None].expand_as(explained))
         return -(weight * explained).sum(-1)
+
+
+def _native(omega: Tensor, data: Assignment, both_ways: bool, step: bool) -> Tensor | None:
+    """E (*lead, B), or with `step` the next poses, by the native operator; None where that has no answer."""
+    source, target, affinity, sharpness, outlier, u, v = data
+    if outlier is None or omega.ndim < 3:
+        return None
+    if not _plain(omega, source, target, affinity, sharpness, outlier, u, v):
+        return None
+    poses = omega.flatten(0, -4) if omega.ndim > 3 else omega[None]
+    try:
+        energy, after = ops.soft_assignment(
+            source, target, affinity, poses, sharpness, outlier, u, v, both_ways=both_ways, moments=step
+        )
+    except InputError:  # a pair without B, NaN on its way through: torch's answer
+        return None
+    return energy.to(omega).reshape(omega.shape[:-2]) if after is None else after.to(omega).reshape(omega.shape)
+
+
+def _plain(*tensors: Tensor) -> bool:
+    """Whether these are float32 numbers on the host that nothing differentiates, maps over or compiles."""
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return False
+    return all(
+        type(t) in (Tensor, torch.nn.Parameter)
+        and (t.dtype, t.device.type) == (torch.float32, "cpu")
+        and forward_ad.unpack_dual(t).tangent is None  # type: ignore[no-untyped-call]
+        for t in tensors
+    )
 
 
 def _shares(logits: Tensor, outlier: Tensor | None) -> Tensor:
