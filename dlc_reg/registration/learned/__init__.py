@@ -1,5 +1,6 @@
 """Registration networks, each written from its paper, in one frame."""
 
+from dlc_reg.registration.learned.arguments import recorded
 from dlc_reg.registration.learned.dcp import DCP
 from dlc_reg.registration.learned.frame import RegistrationNetwork
 from dlc_reg.registration.learned.pointnetlk import PointNetLK
@@ -8,10 +9,10 @@ from dlc_reg.registration.learned.rpmnet import RPMNet
 from dlc_reg.registration.learned.softicp import SoftICP
 
 ARCHITECTURES: dict[str, type[RegistrationNetwork]] = {
-    "pointnetlk": PointNetLK,
-    "dcp": DCP,
-    "rpmnet": RPMNet,
-    "prnet": PRNet,
-    "softicp": SoftICP,
+    "pointnetlk": recorded(PointNetLK),
+    "dcp": recorded(DCP),
+    "rpmnet": recorded(RPMNet),
+    "prnet": recorded(PRNet),
+    "softicp": recorded(SoftICP),
 }
 """By the name that recipes and weights use."""
