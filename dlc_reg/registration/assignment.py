@@ -73,16 +73,24 @@ class SoftAssignment:
             return native
         return procrustes(self.responsibilities(omega, data), data.source, data.target)
 
-    def normalizer(self, data: Assignment, volume: float = 4 * math.pi / 3) -> Tensor:
-        """log Z (B,): E + log Z is minus the log-likelihood of a mixture of Gaussians about the other cloud's points
-        and of a uniform density over `volume`, so that features, beta and o can be learned at a known pose."""
-        spread = 1.5 * (math.log(math.pi) - data.sharpness.log())
-        logits = data.affinity + spread[..., None, None]
-        outlier = None if data.outlier is None else data.outlier + math.log(volume)
-        total = -self._one_way(logits, data.source_weight, outlier)
-        if self.both_ways:
-            total = (total - self._one_way(logits.mT, data.target_weight, outlier)) / 2
-        return total
+    def negative_log_likelihood(self, omega: Tensor, data: Assignment, volume: float = 4 * math.pi / 3) -> Tensor:
+        """(B,): E + log Z at the poses omega (B, 4, 4), Z_i = sum_j exp(a_ij) (pi / beta)^1.5 + exp(o) volume.
+
+        A cloud is then drawn from a mixture of Gaussians about the other's points and of a uniform density over
+        `volume`, so that features, beta and o can be learned at a known pose. Affinities have to be 0 or less: the sums
+        are formed as they are, which takes a quarter of the exponentials that their logarithms would.
+        """
+        assert data.outlier is not None
+        gaussian = -data.sharpness[..., None, None] * squared_distances(transform(omega, data.source), data.target)
+        prior = data.affinity.exp()
+        joint = prior * gaussian.exp()
+        uniform = data.outlier.exp()[..., None]
+        inlier = (math.pi / data.sharpness)[..., None] ** 1.5
+        losses = [
+            (weight * (inlier * prior.sum(side) + uniform * volume).log() - weight * (joint.sum(side) + uniform).log())
+            for weight, side in ((data.source_weight, -1), (data.target_weight, -2))[: 1 + self.both_ways]
+        ]
+        return torch.stack([loss.sum(-1) for loss in losses]).mean(0)
 
     @staticmethod
     def _logits(omega: Tensor, data: Assignment) -> Tensor:
