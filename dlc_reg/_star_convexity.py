@@ -81,19 +81,24 @@ def basin_radius(
     *,
     radius: float,
     share: float = 0.05,
+    shortest: float = 0.0,
     pooled: bool = True,
     **options: Any,
 ) -> Tensor:
-    """The largest r <= radius at which, and at every shorter length looked at, fewer than `share` of the rays violate.
+    """The largest r <= radius at which, and at every length before it, fewer than `share` of the rays violate.
 
+    (Far ends can be so high that a chord clears every bad optimum: one length alone would prove little.) Lengths below
+    `shortest` are not asked, since a learned minimum never lies exactly at the truth.
     () over all of the batch, or (B..) each alone if not `pooled`; 0 where there is none. Options and the meaning of r:
     `violation_curve`, whose `steps` is the resolution.
     """
     lengths, shares = violation_curve(objective, manifold, omega_star, data, radius=radius, **options)
     if pooled:
-        shares = shares.flatten(1).mean(1)
-    good = (shares < share).long().cumprod(0).sum(0)
-    return torch.cat([lengths.new_zeros(1), lengths])[good]
+        shares = shares.reshape(len(shares), -1).mean(1)
+    near = (lengths < shortest).reshape(-1, *[1] * (shares.ndim - 1))
+    good = ((shares < share) | near).long().cumprod(0) * ~near
+    reached = lengths.reshape(-1, *[1] * (shares.ndim - 1)) * good
+    return reached.amax(0)
 
 
 class Landscape(NamedTuple):

@@ -134,7 +134,10 @@ class ConvexifiedLoss(nn.Module):
             raise InputError("terms", repr(terms), "a tuple of at least one name")
         for term in terms:
             _one_of("terms", term, "chord", "minimum", "minimum_at_fraction", "descent", "first_order")
-        check_number("samples", samples, 1)
+        if not callable(getattr(objective, "value", objective)):
+            raise InputError("objective", type(objective).__name__, "a callable (omega, data), or an object with value")
+        if not isinstance(samples, int) or samples < 1:
+            raise InputError("samples", repr(samples), "a whole number, 1 or more")
         check_number("rho", rho, 0)
         check_number("task_weight", task_weight, 0)
         if checkpoint and derivative == "forward" and "first_order" in terms:
@@ -197,6 +200,8 @@ class ConvexifiedLoss(nn.Module):
         """
         if star is None:
             star = self.draw(omega_star, data, sampler=sampler, generator=generator, radius=radius)
+        elif star.center.shape != omega_star.shape:
+            raise InputError("star", f"a center {tuple(star.center.shape)}", f"the truths {tuple(omega_star.shape)}")
         if weights is not None:
             _check_weights(weights, star.tangents.shape[1:-1])
         values = self._evaluate(star, data, weights)
@@ -234,12 +239,14 @@ class ConvexifiedLoss(nn.Module):
         place = (omega_star.detach(), self.manifold, omega_star.new_tensor(reach), generator or self.generator)
         near = Neighbourhood(*place)
         with torch.autocast(omega_star.device.type, enabled=False):
-            if self.fraction_logit is None:
-                low, high = self._fraction
-                fractions = low + (high - low) * (near.uniform(self.samples) if high > low else torch.zeros(()))
+            low, high = self._fraction
+            if self.fraction_logit is not None:
+                fractions = self.fraction_logit.sigmoid().to(omega_star)
             else:
-                fractions = self.fraction_logit.sigmoid()
-            fractions = fractions.to(omega_star).expand(self.samples, *near.batch)
+                fractions = (
+                    omega_star.new_tensor(low) if low == high else low + (high - low) * near.uniform(self.samples)
+                )
+            fractions = fractions.expand(self.samples, *near.batch)
 
             def score(tangents: Tensor) -> Tensor:
                 repeated = fractions.detach().repeat(len(tangents) // self.samples, *[1] * len(near.batch))
