@@ -176,11 +176,17 @@ struct Pair {
   bool careful;
 };
 
-void center(const float* points, int64_t n, int64_t padded, double mean[3], std::vector<float> out[3]) {
-  for (int64_t i = 0; i < n; ++i)
+// The centre is that of the points with a weight: what padding holds does not matter.
+void center(const float* points, const float* weights, int64_t n, int64_t padded, double mean[3],
+            std::vector<float> out[3]) {
+  double count = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    if (!(weights[i] > 0.0f)) continue;
+    count += 1;
     for (int c = 0; c < 3; ++c) mean[c] += points[3 * i + c];
+  }
   for (int c = 0; c < 3; ++c) {
-    if (n) mean[c] /= static_cast<double>(n);
+    if (count > 0) mean[c] /= count;
     out[c].assign(static_cast<std::size_t>(padded), 0.0f);
     for (int64_t i = 0; i < n; ++i) out[c][i] = static_cast<float>(points[3 * i + c] - mean[c]);
   }
@@ -200,11 +206,12 @@ float largest(const float* values, int64_t count) {
 Pair make_pair(const AssignmentProblem& problem, int64_t b) {
   Pair pair;
   const int64_t n = pair.n = problem.n, m = pair.m = problem.m;
-  center(problem.source + 3 * n * b, n, n, pair.source_center, pair.source);
-  center(problem.target + 3 * m * b, m, (m + kLanes - 1) / kLanes * kLanes, pair.target_center, pair.target);
   pair.affinity = problem.affinity + n * m * b;
   pair.source_weight = problem.source_weight + n * b;
   pair.target_weight = problem.target_weight + m * b;
+  const int64_t padded = (m + kLanes - 1) / kLanes * kLanes;
+  center(problem.source + 3 * n * b, pair.source_weight, n, n, pair.source_center, pair.source);
+  center(problem.target + 3 * m * b, pair.target_weight, m, padded, pair.target_center, pair.target);
   pair.sharpness = problem.sharpness[b];
   pair.outlier = problem.outlier[b];
   const double top = largest(pair.affinity, n * m);

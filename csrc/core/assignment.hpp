@@ -17,7 +17,7 @@ struct AssignmentProblem {
   const double* sharpness;     // (B,): beta >= 0
   const double* outlier;       // (B,): o
   const float* source_weight;  // (B, N): u
-  const float* target_weight;  // (B, M): v, read if both_ways
+  const float* target_weight;  // (B, M): v
   int64_t num_poses, batch, n, m;
   bool both_ways;
 };
