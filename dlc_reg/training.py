@@ -19,16 +19,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from dlc_reg._losses import Draw, Losses, term_costs
 from dlc_reg._parallel import Processes, processes
 from dlc_reg._recipe import Convexify, Data, Loss, Optimizer, Recipe, Validation, load_recipe, make_recipe
 from dlc_reg._training_log import NAME, Log
+from dlc_reg._training_pairs import make_pairs
 from dlc_reg.errors import InputError
 from dlc_reg.io import replacing
 from dlc_reg.metrics import recall, rotation_error, translation_error
-from dlc_reg.protocols import Pair, PairBatch, PairDataset, Shapes, collate
+from dlc_reg.protocols import PairBatch, PairDataset, Shapes, collate
 from dlc_reg.registration.learned.frame import RegistrationNetwork
 
 __all__ = [
@@ -138,7 +139,7 @@ class _Run:
         self.step, self.skipped, self.seconds = 0, 0, 0.0
         self.best: dict[str, Any] = {}
         self.costs: dict[str, dict[str, float]] = {}
-        self.training, self.held_out = _pairs(recipe, shapes)
+        self.training, self.held_out = make_pairs(recipe, shapes)
 
     def open(self, resume: bool) -> None:
         """Makes the folder, or takes up what is in it."""
@@ -152,7 +153,7 @@ class _Run:
             self.costs = self.measure()
             return
         state = torch.load(path, map_location=self.group.device, weights_only=True)
-        if json.loads(state["recipe"]) != json.loads(json.dumps(self.recipe.to_dict())):
+        if make_recipe(json.loads(state["recipe"])) != self.recipe:
             raise InputError("recipe", "one that differs from the checkpoint's", "the recipe that the run began with")
         if state["data"] != self.training.shapes.checksum:
             raise InputError("shapes", "others than the checkpoint's", "the data that the run began with")
@@ -255,43 +256,6 @@ class _Run:
             network.load_state_dict(self.best["network"])
         figures = dict(self.best.get("figures", {}))
         return Trained(network.eval(), self.recipe, figures, self.costs, self.seconds / max(self.step, 1), count)
-
-
-def _pairs(recipe: Recipe, shapes: Shapes) -> tuple[_Turns, PairDataset]:
-    """Training and validation pairs."""
-    data, batch, held_out = recipe.data, recipe.optimizer.batch, recipe.validation
-    chosen = [shapes.select(split=split, categories=data.categories) for split in ("train", "val")]
-    stretch = _Stretch(data.stretch) if data.stretch else None
-    training = [
-        PairDataset(chosen[0], data.make(name), recipe.seed, recipe.optimizer.steps * batch, stretch)
-        for name in (data.protocol, *data.also)
-    ]
-    protocol = data.make(held_out.protocol or None)
-    return _Turns(training, batch), PairDataset(chosen[1], protocol, held_out.seed, held_out.pairs)
-
-
-class _Turns(Dataset[Pair]):
-    """The same pairs by several protocols, which take turns, a batch each."""
-
-    def __init__(self, datasets: list[PairDataset], batch: int) -> None:
-        self.datasets, self.batch, self.shapes = datasets, batch, datasets[0].shapes
-
-    def __len__(self) -> int:
-        return len(self.datasets[0])
-
-    def __getitem__(self, item: int) -> Pair:
-        return self.datasets[item // self.batch % len(self.datasets)][item]
-
-
-@dataclass(frozen=True)
-class _Stretch:
-    """Scales a shape's axes, each by its own factor, and back into the unit sphere: more shapes than there are."""
-
-    amount: float
-
-    def __call__(self, points: Any, normals: Any, rng: np.random.Generator) -> Any:
-        stretched = points * rng.uniform(1 - self.amount, 1 + self.amount, 3)
-        return stretched / np.linalg.norm(stretched, axis=1).max()
 
 
 @torch.no_grad()

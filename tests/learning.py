@@ -66,4 +66,4 @@ class Tiny(RegistrationNetwork):
         return self.energy.step(omega, encoded)
 
     def matching_loss(self, encoded: Assignment, truth: Tensor) -> Tensor:
-        return self.energy.value(truth, encoded) + self.energy.normalizer(encoded)
+        return self.energy.value(truth, encoded) + 1

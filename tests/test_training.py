@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from learning import Tiny, blocks
 from dlc_reg import _losses
 from dlc_reg._around import Around
 from dlc_reg._losses import Draw, pose_loss
+from dlc_reg._training_pairs import Stretch, make_pairs, split
 from dlc_reg.errors import InputError
 from dlc_reg.manifold import SE3
 from dlc_reg.metrics import rotation_error
@@ -394,3 +396,34 @@ def test_validation_never_shows_the_network_the_truth():
     validate(network, pairs)
     (args, kwargs) = seen[0]
     assert len(args) == 4 and torch.equal(args[0], given.source) and set(kwargs) == {"iterations"}
+
+
+def test_shapes_without_a_validation_split_lend_some_of_the_training_ones():
+    shapes = blocks(48)
+    shapes = replace(shapes, split=np.where(shapes.split == "test", "test", "train"))
+    training, held_out = split(shapes, "all")
+    assert len(training) == 38 and len(held_out) == 2
+    assert not set(training.name) & set(held_out.name) and not set(shapes.name[shapes.split == "test"]) & {
+        *training.name,
+        *held_out.name,
+    }
+    assert len(split(blocks(48), "all")[1]) == 8
+
+
+def test_protocols_take_turns_a_batch_each(whole):
+    given = recipe(data={"also": ["full-150-180"]})
+    training, _ = make_pairs(given, blocks())
+    angles = [rotation_error(training[i].truth, torch.eye(4)).rad2deg().item() for i in range(16)]
+    assert max(angles[0:4] + angles[8:12]) < 45.1 and min(angles[4:8] + angles[12:16]) > 149.9
+    alone, _ = make_pairs(recipe(), blocks())
+    assert torch.equal(alone[1].source, training[1].source)
+
+
+def test_stretched_shapes_stay_in_the_unit_sphere_and_keep_their_pose():
+    rng = np.random.default_rng(0)
+    points = blocks(1).points[0]
+    stretched = Stretch(0.4)(points, None, rng)
+    assert np.linalg.norm(stretched, axis=1).max() == pytest.approx(1, abs=1e-6)
+    factors = stretched / points
+    np.testing.assert_allclose(factors.std(axis=0), 0, atol=1e-4)  # a factor an axis
+    assert np.ptp(factors.mean(axis=0)) > 0.05

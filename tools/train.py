@@ -14,14 +14,16 @@ import sys
 from pathlib import Path
 
 import torch
-from dlc_reg.registration.learned.weights import save_model
 
 from dlc_reg.errors import InputError
 from dlc_reg.evaluation import keep_asymmetric, licences, provenance
+from dlc_reg.io import replacing
 from dlc_reg.protocols import Shapes
+from dlc_reg.registration.learned.weights import save_model
+from dlc_reg.registration.result import strict_json
 from dlc_reg.training import CHECKPOINT, LOG, Trained, load_recipe, train
 
-WEIGHTS = "weights.safetensors"
+WEIGHTS, CARD = "weights.safetensors", "card.json"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
         torch.set_num_threads(options.threads)
     shapes = Shapes.load(options.data)
     if not options.keep_symmetric:
-        shapes = keep_asymmetric(shapes)
+        shapes = keep_asymmetric(shapes, cache=out.parent, progress=first and sys.stderr.isatty())
     trained = train(
         recipe,
         shapes,
@@ -71,13 +73,15 @@ def run(options: argparse.Namespace) -> None:
         print(f"cost  {name:<12} {1000 * cost['seconds']:8.1f} ms a step, {cost['passes']:5.1f} forward passes")
     card = describe(trained, shapes, options)
     save_model(out / WEIGHTS, trained.network, card)
+    with replacing(out / CARD, overwrite=True) as draft:
+        draft.write_text(strict_json(card, indent=2) + "\n", encoding="utf-8")
     figures = ", ".join(f"{name} {value:.4g}" for name, value in trained.figures.items())
     print(f"best on validation: {figures}\nwrote {out / WEIGHTS}")
 
 
 def prepare_folder(out: Path, resume: bool, overwrite: bool) -> None:
     """An earlier run is touched only when asked for."""
-    found = [out / name for name in (CHECKPOINT, LOG, WEIGHTS, "card.json") if (out / name).exists()]
+    found = [out / name for name in (CHECKPOINT, LOG, WEIGHTS, CARD) if (out / name).exists()]
     if found and not resume:
         if not overwrite:
             raise InputError("--out", f"'{out}', which holds a run", "a new folder, --resume or --overwrite")
@@ -89,8 +93,6 @@ def describe(trained: Trained, shapes: Shapes, options: argparse.Namespace) -> d
     """The model card: everything that is needed to make the same weights again, and what they are good for."""
     recipe = trained.recipe
     return {
-        "architecture": recipe.architecture,
-        "arguments": recipe.network,
         "recipe": recipe.to_dict(),
         "seed": recipe.seed,
         "data": {
