@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -158,6 +158,25 @@ def sample(objective: Any, manifold: Manifold, center: Tensor, xi: Tensor, data:
 
 def call(objective: Any, omega: Tensor, data: Any) -> Any:
     return objective.value(omega, data) if hasattr(objective, "value") else objective(omega, data)
+
+
+def slope_reverse(along: Callable[[Tensor], Tensor], end: Tensor) -> tuple[Tensor, Tensor]:
+    """Values (1 + K R, B..), and the last R's derivatives by `end` (R, B..): each depends on its own."""
+    wanted = torch.is_grad_enabled()
+    with torch.enable_grad():
+        end = end.requires_grad_()
+        values = along(end)
+        if not values.requires_grad:
+            raise InputError(
+                "objective", "values without a gradient", "one that autograd can follow, for 'first_order'"
+            )
+        (slope,) = torch.autograd.grad(values[-len(end) :].sum(), end, create_graph=wanted)
+    return (values, slope) if wanted else (values.detach(), slope)
+
+
+def slope_forward(along: Callable[[Tensor], Tensor], end: Tensor) -> tuple[Tensor, Tensor]:
+    values, slopes = torch.func.jvp(along, (end,), (torch.ones_like(end),))[:2]
+    return values, slopes[-len(end) :]
 
 
 def full_precision(values: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ all rays are one call. What a prediction is, and what the data are, is not known
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -45,6 +45,8 @@ from dlc_reg._star_convexity import (
     full_precision,
     landscape,
     not_finite,
+    slope_forward,
+    slope_reverse,
     star_violation,
     violation_along,
     violation_curve,
@@ -238,29 +240,34 @@ class ConvexifiedLoss(nn.Module):
         reach = self._reach(radius)
         place = (omega_star.detach(), self.manifold, omega_star.new_tensor(reach), generator or self.generator)
         near = Neighbourhood(*place)
-        with torch.autocast(omega_star.device.type, enabled=False):
-            low, high = self._fraction
-            if self.fraction_logit is not None:
-                fractions = self.fraction_logit.sigmoid().to(omega_star)
-            else:
-                fractions = (
-                    omega_star.new_tensor(low) if low == high else low + (high - low) * near.uniform(self.samples)
-                )
-            fractions = fractions.expand(self.samples, *near.batch)
+        fractions = self._fractions(near)
+        device, half = omega_star.device.type, torch.is_autocast_enabled(omega_star.device.type)
 
-            def score(tangents: Tensor) -> Tensor:
-                repeated = fractions.detach().repeat(len(tangents) // self.samples, *[1] * len(near.batch))
-                trial = Star(near.center, tangents, repeated)
+        def score(tangents: Tensor) -> Tensor:
+            repeated = fractions.detach().repeat(len(tangents) // self.samples, *[1] * len(near.batch))
+            trial = Star(near.center, tangents, repeated)
+            with torch.autocast(device, torch.get_autocast_dtype(device), enabled=half):
                 return torch.stack([*self._hinges(self._evaluate(trial, data, None), trial, reach).values()]).sum(0)
 
-            with torch.no_grad():
-                tangents = (sampler or self.sampler)(self.samples, Neighbourhood(*place, score))
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            tangents = (sampler or self.sampler)(self.samples, Neighbourhood(*place, score))
         expected = (self.samples, *near.batch, self.manifold.dof)
         if tangents.shape != expected:
             raise InputError("sampler", f"tangents of shape {tuple(tangents.shape)}", f"{expected}")
         if self.both_signs:
             tangents, fractions = torch.cat([tangents, -tangents]), torch.cat([fractions, fractions])
         return Star(omega_star, tangents, fractions)
+
+    def _fractions(self, near: Neighbourhood) -> Tensor:
+        """lam (samples, B..)."""
+        low, high = self._fraction
+        if self.fraction_logit is not None:
+            fractions = self.fraction_logit.sigmoid().to(near.center)
+        elif low == high:
+            fractions = near.center.new_tensor(low)
+        else:
+            fractions = low + (high - low) * near.uniform(self.samples)
+        return fractions.expand(self.samples, *near.batch)
 
     def _evaluate(self, star: Star, data: Any, weights: Tensor | None) -> _Values:
         """The objective at the truth and on all rays, in one call."""
@@ -283,7 +290,7 @@ class ConvexifiedLoss(nn.Module):
         end = torch.ones_like(star.tangents[..., 0])
         slope = torch.zeros_like(end)
         if "first_order" in self.terms:
-            values, slope = (_slope_reverse if self.derivative == "reverse" else _slope_forward)(along, end)
+            values, slope = (slope_reverse if self.derivative == "reverse" else slope_forward)(along, end)
         else:
             values = along(end)
         rounding = 16 * torch.finfo(values.dtype).eps
@@ -328,25 +335,6 @@ class _Values(NamedTuple):
     slope: Tensor
     finite: Tensor
     rounding: Tensor
-
-
-def _slope_reverse(along: Callable[[Tensor], Tensor], end: Tensor) -> tuple[Tensor, Tensor]:
-    """Values (1 + K R, B..), and the last R's derivatives by `end` (R, B..): each depends on its own."""
-    wanted = torch.is_grad_enabled()
-    with torch.enable_grad():
-        end = end.requires_grad_()
-        values = along(end)
-        if not values.requires_grad:
-            raise InputError(
-                "objective", "values without a gradient", "one that autograd can follow, for 'first_order'"
-            )
-        (slope,) = torch.autograd.grad(values[-len(end) :].sum(), end, create_graph=wanted)
-    return (values, slope) if wanted else (values.detach(), slope)
-
-
-def _slope_forward(along: Callable[[Tensor], Tensor], end: Tensor) -> tuple[Tensor, Tensor]:
-    values, slopes = torch.func.jvp(along, (end,), (torch.ones_like(end),))[:2]
-    return values, slopes[-len(end) :]
 
 
 def _mean(values: Tensor, dimensions: int, weights: Tensor | None) -> Tensor:

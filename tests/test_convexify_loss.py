@@ -112,7 +112,7 @@ def test_first_order_and_chord_end_at_the_same_radius():
 
 
 def test_without_gradients_the_first_order_form_still_has_its_derivative():
-    network, truth, x = Energy(), torch.randn(4, 2), torch.randn(4, 2)
+    network, truth, x = Energy(), randn(4, 2).float(), randn(4, 2).float()
     loss = convexified(network, terms=("first_order",))
     star = loss.draw(truth)
     with torch.no_grad():
@@ -176,9 +176,16 @@ def test_weights_and_masks():
 
 
 def test_draws_are_the_generators():
-    network, truth, x = Energy(), torch.randn(4, 2), torch.randn(4, 2)
+    network, truth, x = Energy(), randn(4, 2).float(), randn(4, 2).float()
     loss = convexified(network)
-    for sampler in (Ball(), Gaussian(), Box(), Scaled(Ball((1, 1))), WorstOf(3), Iterates(torch.randn(6, 4, 2))):
+    for sampler in (
+        Ball(),
+        Gaussian(),
+        Box(),
+        Scaled(Ball((1, 1))),
+        WorstOf(3),
+        Iterates(randn(6, 4, 2, seed=3).float()),
+    ):
         first, second, other = (loss(truth, x, sampler=sampler, generator=generator(seed)).total for seed in (3, 3, 4))
         assert first == second != other
     global_state = torch.get_rng_state()
@@ -218,7 +225,7 @@ def test_cost_is_what_is_evaluated(settings, cost):
 
     network = Energy()
     loss = convexified(objective, **settings)
-    loss(torch.randn(4, 2), torch.randn(4, 2)).total.backward()
+    loss(randn(4, 2).float(), randn(4, 2).float()).total.backward()
     truths = 1 + sum("WorstOf" in str(value) for value in settings.values())  # each call has it
     assert sum(evaluated) - truths == loss.cost == cost
     assert f"costs {cost} evaluations" in str(loss)
@@ -265,6 +272,22 @@ def test_mixed_precision():
     assert inside == exact(truth, None, star=outside).total
 
 
+def test_the_search_for_bad_rays_runs_in_the_steps_own_precision():
+    kinds = []
+
+    def objective(omega, x):
+        values = network.value(omega, x)
+        kinds.append(values.dtype)
+        return values
+
+    network, loss = Energy(), convexified(objective, sampler=WorstOf(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss(randn(4, 2).float(), randn(4, 2).float())
+    assert kinds == [torch.bfloat16, torch.bfloat16]
+    loss(randn(4, 2).float(), randn(4, 2).float())
+    assert kinds[2:] == [torch.float32, torch.float32]
+
+
 @pytest.mark.parametrize("terms", [EVERY, ("chord", "minimum")])
 def test_checkpoints_change_nothing(terms):
     network, truth, x = Energy().double(), randn(4, 2, seed=1), randn(4, 2, seed=2)
@@ -285,7 +308,7 @@ def test_checkpoints_change_nothing(terms):
     ],
 )
 def test_compiles_into_one_graph(settings, fresh_compiler):
-    network, truth, x = Energy(), torch.randn(4, 2), torch.randn(4, 2)
+    network, truth, x = Energy(), randn(4, 2).float(), randn(4, 2).float()
     loss = convexified(network, **{"terms": ("minimum", "chord"), "generator": None, **settings})
     compiled = torch.compile(loss, fullgraph=True, backend="eager")
     star = loss.draw(truth)
@@ -300,7 +323,7 @@ def test_compiles_into_one_graph(settings, fresh_compiler):
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile has no C++ compiler")
 def test_compiles_to_machine_code(fresh_compiler):
-    truth = torch.randn(4, 2)
+    truth = randn(4, 2).float()
     loss = ConvexifiedLoss(lambda omega, x: (omega - x).sin().square().sum(-1), Euclidean(2), radius=2.0)
     star = loss.draw(truth)
     compiled = torch.compile(loss, fullgraph=True)

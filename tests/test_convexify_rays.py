@@ -38,7 +38,11 @@ def near(center, manifold, radius, score=None):
 
 
 def test_a_stars_points():
-    center, tangents, lam = Sim3().identity((2,)), 0.3 * randn(5, 2, 7), torch.rand(5, 2, dtype=torch.float64)
+    center, tangents, lam = (
+        Sim3().identity((2,)),
+        0.3 * randn(5, 2, 7),
+        torch.rand(5, 2, generator=generator(), dtype=torch.float64),
+    )
     star = Star(center, tangents, lam)
     for r, b in np.ndindex(5, 2):
         torch.testing.assert_close(star.points(Sim3())[r, b], Sim3().retract(center[b], lam[r, b] * tangents[r, b]))

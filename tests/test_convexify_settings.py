@@ -230,6 +230,13 @@ def test_margins_in_units_of_the_radius():
     torch.testing.assert_close(half(truth, data, star=star, radius=radius).terms["minimum"], expected)
 
 
+def linear() -> torch.nn.Linear:
+    network = torch.nn.Linear(3, 4).double()
+    with torch.no_grad():
+        network.weight.copy_(randn(4, 3, seed=9)), network.bias.copy_(randn(4, seed=10))
+    return network
+
+
 # --- the label side, by algebra ---------------------------------------------------------------------------------------
 
 
@@ -241,7 +248,7 @@ def squared_error(omega, prediction):
 @pytest.mark.parametrize(("task", "strong", "curvature"), [(squared_error, 5.0, 2.0), (cross_entropy, 1.5, 0.0)])
 def test_the_chord_tells_a_predicting_network_nothing(aggregate, task, strong, curvature):
     """It is (mu - k)/2 lam (1 - lam) |xi|^2 with k = 2 and 0, whatever is predicted: only lam and mu learn."""
-    network = torch.nn.Linear(3, 4).double()
+    network = linear()
     label = torch.eye(4, dtype=torch.float64)[[0, 1, 2, 3, 0]]
     loss = ConvexifiedLoss(
         task, Euclidean(4), radius=1.0, mu=Learned(math.log(strong)), fraction=Learned(0.4), terms=("chord",),
@@ -259,10 +266,10 @@ def test_the_chord_tells_a_predicting_network_nothing(aggregate, task, strong, c
 
 
 def test_the_chord_does_tell_other_losses_something():
-    network = torch.nn.Linear(3, 4).double()
+    network = linear()
     label = torch.eye(4, dtype=torch.float64)
     loss = ConvexifiedLoss(
-        lambda omega, f: squared_error(omega, f).square(), Euclidean(4), radius=1.0, mu=9.0, terms=("chord",),
+        lambda omega, f: squared_error(omega, f).square(), Euclidean(4), radius=1.0, mu=200.0, terms=("chord",),
         task_weight=0.0, generator=generator(),
     )  # fmt: skip
     loss(label, network(randn(4, 3))).total.backward()
