@@ -2,13 +2,16 @@
 
 from dlc_reg import manifold, ops
 from dlc_reg.api import RegistrationResult, Verdict, register
+from dlc_reg.convexify import ConvexifiedLoss, basin_radius, landscape, star_violation
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud
 from dlc_reg.iterate import Solution, Status, Termination, iterate
+from dlc_reg.registration.learned.weights import load_model
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ConvexifiedLoss",
     "InputError",
     "PointCloud",
     "RegistrationResult",
@@ -16,8 +19,12 @@ __all__ = [
     "Status",
     "Termination",
     "Verdict",
+    "basin_radius",
     "iterate",
+    "landscape",
+    "load_model",
     "manifold",
     "ops",
     "register",
+    "star_violation",
 ]

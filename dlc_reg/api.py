@@ -22,6 +22,7 @@ from dlc_reg.manifold import check_rigid
 from dlc_reg.registration import verification
 from dlc_reg.registration.global_search import Candidates, GlobalSearch, working_voxel_size
 from dlc_reg.registration.icp import coarse_to_fine
+from dlc_reg.registration.learned.apply import estimate, shipped
 from dlc_reg.registration.objectives import Generalized, Objective, PointToPlane, PointToPoint, Symmetric
 from dlc_reg.registration.result import RegistrationResult, Verdict
 
@@ -33,7 +34,7 @@ OBJECTIVES: dict[str, Objective] = {
     "symmetric": Symmetric(),
     "generalized": Generalized(),
 }
-METHODS = ("auto", "global", *OBJECTIVES)
+METHODS = ("auto", "global", "learned", *OBJECTIVES)
 MIN_CELLS, MAX_CELLS = 3, 500_000  # voxels across a cloud
 WHOLE_CLOUD = 300_000  # clouds up to this size are refined whole, larger ones thinned
 SUSPECT_EXTENT_RATIO = 5.0  # from which on a failure may be one of units
@@ -66,9 +67,10 @@ def register(
             an Open3D cloud (legacy or tensor), a trimesh mesh (sampled), or a `PointCloud`. Any unit, the same for both
             (unless `with_scaling`).
         init: A start (4, 4), T_target_source. None: none is known.
-        method: "auto" or "global" search from any pose ("auto" also tries `init`, or the identity without one, and
-            keeps its basin unless another pose is clearly better); "point_to_point", "point_to_plane", "symmetric" and
-            "generalized" only refine from `init`, or from the identity.
+        method: "auto" or "global" search from any pose ("auto" also tries what the learned model finds, and `init`, or
+            the identity without one, and keeps the basin of `init` unless another pose is clearly better); "learned"
+            takes the learned model's pose; "point_to_point", "point_to_plane", "symmetric" and "generalized" only
+            refine from `init`, or from the identity.
         voxel_size: The working resolution, in the points' unit. None: from the data, see `settings`.
         max_correspondence_distance: Of the last refinement and of the evidence (fitness, inlier RMSE), in the points'
             unit; a refining method uses it throughout. None: from the data.
@@ -173,9 +175,15 @@ def _register_rigid(task: _Task, stages: _Stages) -> RegistrationResult:
         search = GlobalSearch.prepare(source, target, lengths.voxel_size, num_threads=task.num_threads)
     local = localize(np.eye(4) if task.start is None else task.start, source, target)
     start = torch.from_numpy(local)
+    starts = [] if task.method in ("global", "learned") else [start]
+    if task.method in ("auto", "learned"):
+        with stages("learn"):
+            starts.append(estimate(shipped(), search.source.coarse.points, search.target.coarse.points, start))
     with stages("search"):
-        candidates = search.candidates(None if task.method == "global" else start[None])
-        if refining is None:
+        candidates = search.candidates(torch.stack(starts) if starts else None)
+        if task.method == "learned":
+            pose = search.refine(starts[0][None])[0]
+        elif refining is None:
             pose = _choose(search, candidates, start if task.start is not None and task.method == "auto" else None)
     with stages("refine"):
         coarsest = lengths.voxel_size / 2 if refining is None else 2 * lengths.voxel_size

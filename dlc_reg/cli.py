@@ -48,9 +48,9 @@ def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _methods() -> str:
-    search, refine = (METHODS[:2], METHODS[2:])
+    search, refine = (METHODS[:3], METHODS[3:])
     dashed = ", ".join(refine).replace("_", "-")
-    return f"{' or '.join(search)}: search from any pose; {dashed}: refine from the given start."
+    return f"{', '.join(search)}: search from any pose; {dashed}: refine from the given start."
 
 
 def search_options(command: Callable[..., Any]) -> Callable[..., Any]:

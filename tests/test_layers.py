@@ -28,6 +28,7 @@ FLOORS = {
 OWNERS = {
     "_formats": "io", "_ply": "io", "_pcd": "io",
     "_convert": "geometry",
+    "_rays": "convexify", "_star_convexity": "convexify",
     "_report_page": "report", "_report_scene": "report", "_console": "cli", "_evaluate_command": "cli",
     "_recipe": "training", "_losses": "training", "_parallel": "training", "_training_log": "training",
     "_methods": "evaluation", "_symmetry": "evaluation", "_landscapes": "evaluation", "_tables": "evaluation",
@@ -100,7 +101,7 @@ def violation(importer: str, imported: str, lazy: bool) -> str | None:
         return None if unit == "ops" else "ops is the only door to the native core"
     if unit == other:
         order = ORDERED.get(unit, [])
-        if part in order and other_part in order and order.index(other_part) >= order.index(part):
+        if {part, other_part} <= {*order} and part != other_part and order.index(other_part) > order.index(part):
             return f"inside {unit} the order is {' < '.join(order)}"
         return None
     if FLOORS[other] > FLOORS[unit]:

@@ -6,11 +6,14 @@ import operator
 from typing import Any, SupportsFloat, SupportsIndex, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from dlc_reg.errors import InputError
 from dlc_reg.pipelines._clouds import Cloud, covariances_from_normals, prepare_pair, read_cloud, read_correspondences
 from dlc_reg.registration.icp import estimate_update
+from dlc_reg.registration.learned.apply import estimate, shipped
+from dlc_reg.registration.learned.weights import load_model
 from dlc_reg.registration.objectives import Generalized, Objective, PointToPlane, PointToPoint, Symmetric
 
 Array = NDArray[np.float64]
@@ -154,6 +157,10 @@ class TransformationEstimation:
         """The clouds with what the method needs; raises `InputError` where the caller has to give it."""
         return s, t
 
+    def _start(self, s: Cloud, t: Cloud, init: Array) -> Array:
+        """Where the iteration begins."""
+        return init
+
     def __repr__(self) -> str:
         return type(self).__name__
 
@@ -185,6 +192,27 @@ class TransformationEstimationPointToPoint(TransformationEstimation):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(with_scaling={self.with_scaling})"
+
+
+class TransformationEstimationLearned(TransformationEstimationPointToPoint):
+    """Not in Open3D: a learned model first finds the basin, from `init` or from anywhere; then point-to-point.
+
+    `weights`: a file or a shipped name for `load_model`; None: the model that comes with the package.
+    """
+
+    def __init__(self, weights: Any = None) -> None:
+        super().__init__()
+        self.weights = weights
+
+    def _start(self, s: Cloud, t: Cloud, init: Array) -> Array:
+        model = shipped() if self.weights is None else load_model(self.weights)
+        centers = [cloud.points.mean(axis=0) for cloud in (s, t)]
+        points = [torch.from_numpy((c.points - m).astype(np.float32)) for c, m in zip((s, t), centers, strict=True)]
+        inward, outward = np.eye(4), np.eye(4)
+        inward[:3, 3], outward[:3, 3] = centers
+        local = torch.from_numpy(np.linalg.inv(outward) @ init @ inward)
+        found: Array = outward @ estimate(model, points[0], points[1], local).numpy() @ np.linalg.inv(inward)
+        return found
 
 
 class _KernelEstimation(TransformationEstimation):

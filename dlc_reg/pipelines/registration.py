@@ -32,6 +32,7 @@ from dlc_reg.pipelines._estimation import (
     RobustKernel,
     TransformationEstimation,
     TransformationEstimationForGeneralizedICP,
+    TransformationEstimationLearned,
     TransformationEstimationPointToPlane,
     TransformationEstimationPointToPoint,
     TransformationEstimationSymmetric,
@@ -52,6 +53,7 @@ __all__ = [
     "RobustKernel",
     "TransformationEstimation",
     "TransformationEstimationForGeneralizedICP",
+    "TransformationEstimationLearned",
     "TransformationEstimationPointToPlane",
     "TransformationEstimationPointToPoint",
     "TransformationEstimationSymmetric",
@@ -215,6 +217,7 @@ def _run(
         empty = RegistrationResult()
         empty.transformation, empty.status = start.copy(), Status.NO_CORRESPONDENCES
         return empty
+    start = estimation._start(source, target, start)
     objective = estimation._objective()
     pair = prepare_pair(source, target, objective, max_distance=distance, source_count=total, num_threads=num_threads)
     result = RegistrationResult(icp_pair(pair, objective, start, convergence=convergence))

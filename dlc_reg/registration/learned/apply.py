@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,27 +10,35 @@ import torch
 from torch import Tensor
 
 from dlc_reg import ops
-from dlc_reg.geometry import PointCloud
 from dlc_reg.registration.global_search import voxel_size_for
 from dlc_reg.registration.learned.frame import RegistrationNetwork
+from dlc_reg.registration.learned.weights import load_model
 
+SHIPPED = "softicp"
 POINTS = 640  # about so many of the larger cloud are used; the networks are trained with as many
 
 
-def estimate(model: RegistrationNetwork, source: PointCloud, target: PointCloud, start: Tensor) -> Tensor:
-    """The pose (4, 4) float64 that `model` finds from `start` (4, 4), both local source to local target coordinates.
+@functools.cache
+def shipped() -> RegistrationNetwork:
+    """The model that comes with the package."""
+    return load_model(SHIPPED)
+
+
+def estimate(model: RegistrationNetwork, source: Tensor, target: Tensor, start: Tensor) -> Tensor:
+    """The pose (4, 4) float64 that `model` finds for points (N, 3) and (M, 3) from `start` (4, 4), T_target_source.
 
     Both clouds are thinned with one voxel size, moved to their centres, and shrunk by one factor into the unit ball,
     where the networks are trained.
     """
-    voxel = max(voxel_size_for(c.points, POINTS) for c in (source, target))
-    thin = [c.points if voxel == 0 else ops.voxel_downsample(c.points, voxel) for c in (source, target)]
+    voxel = max(voxel_size_for(points, POINTS) for points in (source, target))
+    thin = [p if voxel == 0 else ops.voxel_downsample(p, voxel) for p in (source, target)]
     centers = [p.double().mean(0) for p in thin]
-    radius = max(float((p.double() - c).norm(dim=1).quantile(0.98)) for p, c in zip(thin, centers, strict=True))
+    offsets = [p.double() - c for p, c in zip(thin, centers, strict=True)]
+    radius = max(float(offset.norm(dim=1).quantile(0.98)) for offset in offsets)
     inward, outward = (_similarity(c, radius) for c in centers)
-    moved = [((p.double() - c) / radius).float()[None] for p, c in zip(thin, centers, strict=True)]
     with _one_thread(), torch.no_grad():
-        solution = model(*moved, init=(torch.linalg.inv(outward) @ start @ inward).float()[None])
+        init = torch.linalg.inv(outward) @ start.double() @ inward
+        solution = model(*((offset / radius).float()[None] for offset in offsets), init=init.float()[None])
     found: Tensor = outward @ _orthonormal(solution.omega[0].double()) @ torch.linalg.inv(inward)
     return found
 
