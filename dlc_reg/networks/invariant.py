@@ -135,49 +135,55 @@ def invariants(vectors: Tensor, normals: Tensor) -> Tensor:
 def describe(points: Tensor, mask: Tensor | None, anchors: int) -> Shape:
     """Local shape of a batch of clouds (B, N, 3); padding gets zeros."""
     batch, count = points.shape[:2]
-    edges = points.new_zeros(batch, count, NEAR + FAR, EDGE_FEATURES)
-    features = points.new_zeros(batch, count, POINT_FEATURES)
-    normals = points.new_zeros(batch, count, 3)
-    rows = torch.zeros(batch, anchors, dtype=torch.long)
-    row_mask = torch.zeros(batch, anchors, dtype=torch.bool)
+    real = torch.ones(batch, count, dtype=torch.bool, device=points.device) if mask is None else mask
+    neighbours = torch.zeros(batch, count, NEAR + FAR, dtype=torch.long)
+    normals = torch.zeros(batch, count, 3)
+    anchor_rows, anchor_mask = (torch.zeros(batch, anchors, dtype=kind) for kind in (torch.long, torch.bool))
     for b, cloud in enumerate(points.detach().float().cpu()):
-        real = torch.arange(count) if mask is None else mask[b].cpu().nonzero()[:, 0]
-        e, f, n, a = _describe(cloud[real], anchors)
-        edges[b, real], features[b, real], normals[b, real] = e.to(edges), f.to(edges), n.to(edges)
-        rows[b, : len(a)], row_mask[b, : len(a)] = real[a], True
-    return Shape(edges, features, normals, rows.to(points.device), row_mask.to(points.device))
+        rows = real[b].cpu().nonzero()[:, 0]
+        near, normals[b, rows], order = _neighbourhoods(cloud[rows])
+        neighbours[b, rows] = rows[near]
+        chosen = rows[order[torch.linspace(0, len(rows) - 1, min(anchors, len(rows))).round().long()]]
+        anchor_rows[b, : len(chosen)], anchor_mask[b, : len(chosen)] = chosen, True
+    device = points.device
+    edges, features = _products(points, neighbours.to(device), normals.to(points))
+    edges, features = edges * real[..., None, None], features * real[..., None]
+    return Shape(edges, features, normals.to(points), anchor_rows.to(device), anchor_mask.to(device))
 
 
-def _describe(points: Tensor, anchors: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Edge and point features (N, K, E), (N, F), normals (N, 3), rows (A,) of the anchors, of a cloud (N, 3)."""
+def _neighbourhoods(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of one cloud (N, 3): neighbours (N, NEAR + FAR), normals (N, 3) and the Morton order (N,)."""
     count = len(points)
     index, order = ops.SearchIndex(points), ops.morton_order(points).long()
-    normals = ops.estimate_normals(index, k=min(NORMAL_NEIGHBOURS, count))
     few = order[::FAR_STEP]
-    near_rows = _padded(index.knn(points, min(NEAR + 1, count))[1][:, 1:].long(), NEAR)
-    far_rows = _padded(few[ops.knn(points, points[few], min(FAR, len(few)))[1].long()], FAR)
-    rows = torch.cat([near_rows, far_rows], dim=1)
-    offset = points[rows] - points[:, None]
+    near = index.knn(points, min(NEAR + 1, count))[1][:, 1:].long()
+    far = few[ops.knn(points, points[few], min(FAR, len(few)))[1].long()]
+    normals = ops.estimate_normals(index, k=min(NORMAL_NEIGHBOURS, count))
+    return torch.cat([_padded(near, NEAR), _padded(far, FAR)], dim=1), normals, order
+
+
+def _products(points: Tensor, neighbours: Tensor, normals: Tensor) -> tuple[Tensor, Tensor]:
+    """Edge features (B, N, K, EDGE_FEATURES) and point features (B, N, POINT_FEATURES)."""
+    flat = neighbours.flatten(1)
+    offset = _rows(points, flat).unflatten(1, neighbours.shape[1:]) - points[:, :, None]
     length = offset.norm(dim=-1)
     direction = offset / length.clamp(min=1e-9)[..., None]
-    n_i, n_j = normals[:, None], normals[rows]
-    near, far = offset[:, :NEAR].mean(1), offset[:, NEAR:].mean(1)
-    reach_near, reach_far = length[:, :NEAR].mean(1), length[:, NEAR:].mean(1)
-    bend = (normals * far).sum(-1) / reach_far.clamp(
-        min=1e-9
-    )  # to which side the surface bends, times the normal's sign
+    n_i, n_j = normals[:, :, None], _rows(normals, flat).unflatten(1, neighbours.shape[1:])
+    near, far = offset[:, :, :NEAR].mean(2), offset[:, :, NEAR:].mean(2)
+    reach_near, reach_far = (part.mean(2).clamp(min=1e-9) for part in (length[:, :, :NEAR], length[:, :, NEAR:]))
+    bend = 4 * (normals * far).sum(-1) / reach_far  # to which side the surface bends, times the normal's sign
+    bend_near = (normals * near).sum(-1) / reach_near
+    bend_i, bend_j = bend[:, :, None], bend.gather(1, flat).view_as(length)
     along_i, along_j, turn = (n_i * direction).sum(-1), (n_j * direction).sum(-1), (n_i * n_j).sum(-1)
     edges = [
         length, along_i.square(), along_j.square(), turn.square(), along_i * along_j * turn,
-        4 * bend[:, None] * along_i, 4 * bend[rows] * along_j, 4 * bend[:, None] * bend[rows] * turn,
+        bend_i * along_i, bend_j * along_j, bend_i * bend_j * turn / 4,
     ]  # fmt: skip
-    bend_near = (normals * near).sum(-1) / reach_near.clamp(min=1e-9)
     features = [
-        reach_near, reach_far, near.norm(dim=-1) / reach_near.clamp(min=1e-9),
-        far.norm(dim=-1) / reach_far.clamp(min=1e-9), 4 * bend.abs(), 4 * bend * bend_near,
+        reach_near, reach_far, near.norm(dim=-1) / reach_near, far.norm(dim=-1) / reach_far, bend.abs(),
+        bend * bend_near,
     ]  # fmt: skip
-    every = torch.linspace(0, count - 1, min(anchors, count)).round().long()
-    return torch.stack(edges, -1), torch.stack(features, -1), normals, order[every]
+    return torch.stack(edges, -1), torch.stack(features, -1)
 
 
 def _padded(rows: Tensor, count: int) -> Tensor:
