@@ -2,147 +2,21 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <vector>
 
+#include "core/assignment_row.hpp"
 #include "core/linalg.hpp"
 #include "core/parallel.hpp"
-#include "core/simd.hpp"
-
-#if defined(__GNUC__) || defined(__clang__)
-#define DLC_VECTORS 1
-#define DLC_INLINE inline __attribute__((always_inline))
-#else
-#define DLC_VECTORS 0
-#define DLC_INLINE inline
-#endif
 
 namespace dlc {
 namespace {
 
-constexpr int kLanes = 8;
-#if DLC_VECTORS
-using Floats = float __attribute__((vector_size(4 * kLanes)));
-using Words = uint32_t __attribute__((vector_size(4 * kLanes)));
-#else
-using Floats = float;
-using Words = uint32_t;
-#endif
-constexpr int kWidth = sizeof(Floats) / sizeof(float);
-constexpr int64_t kRowsInFloat = 32;     // rows summed in float32 before their sums go to double
-constexpr double kCarefulBelow = 50;     // o further below the largest affinity needs the careful loop
-constexpr double kLeastShift = -1000;    // well above kAbsent, so that absent pairs weigh exactly 0
-constexpr double kNoMass = 1e-19;        // shares that sum to less say nothing about the pose
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-DLC_INLINE void load(const float* from, Floats& to) { std::memcpy(&to, from, sizeof to); }
-DLC_INLINE void store(const Floats& from, float* to) { std::memcpy(to, &from, sizeof from); }
-
-// x <- exp(x) for x <= 0; 0 below -80; NaN for NaN. Cephes' polynomial, relative error 1e-7; elementary operations only,
-// each rounded by itself, so that every instruction set gives the same bits.
-DLC_INLINE void exp_negative(Floats& x) {
-  const Floats zero{}, least = zero - 81.0f;
-  const auto vanishes = x < -80.0f;
-  x = vanishes ? least : x;  // far below, the steps would pass through slow subnormal numbers
-  constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which the low bits then hold
-  const Floats shifted = x * 1.44269504f + magic;
-  const Floats n = shifted - magic;
-  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  Floats p = 1.9875691500e-4f * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
-  Words bits;
-  std::memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits + 127u) << 23;
-  Floats power;
-  std::memcpy(&power, &bits, sizeof bits);
-  x = vanishes ? zero : p * power;
-}
-
-// A row of the assignment: one source point against `blocks` times kLanes target points.
-struct Row {
-  const float* affinity;
-  const float* target[3];
-  float* columns[4];  // added to: the weights exp(l - shift), and these times the source point
-  float moved[3], source[3], sharpness, shift;
-  int64_t blocks;
-};
-
-struct RowSums {  // over the target: weights, and weights times the target point
-  float lanes[4][kLanes] = {};
-  double total(int k) const {
-    double sum = 0;
-    for (const float lane : lanes[k]) sum += lane;
-    return sum;
-  }
-};
-
-DLC_INLINE void add_to(float* sums, const Floats& terms) {
-  Floats sum;
-  load(sums, sum);
-  sum += terms;
-  store(sum, sums);
-}
-
-// One body for all instruction sets; the lanes fix the order of sums. Written out: what stands in an array here leaves
-// the registers.
-template <bool both_ways, bool moments>
-DLC_INLINE void row_body(const Row& row, RowSums& sums) {
-  const float *affinity = row.affinity, *tx = row.target[0], *ty = row.target[1], *tz = row.target[2];
-  float *c0 = row.columns[0], *c1 = row.columns[1], *c2 = row.columns[2], *c3 = row.columns[3];
-  const float x = row.moved[0], y = row.moved[1], z = row.moved[2], beta = row.sharpness, shift = row.shift;
-  const float px = row.source[0], py = row.source[1], pz = row.source[2];
-  const int64_t end = kLanes * row.blocks;
-  for (int64_t lane = 0; lane < kLanes; lane += kWidth) {
-    Floats s0, s1, s2, s3;
-    load(sums.lanes[0] + lane, s0), load(sums.lanes[1] + lane, s1);
-    load(sums.lanes[2] + lane, s2), load(sums.lanes[3] + lane, s3);
-    for (int64_t j = lane; j < end; j += kLanes) {
-      Floats e, qx, qy, qz;
-      load(affinity + j, e), load(tx + j, qx), load(ty + j, qy), load(tz + j, qz);
-      const Floats dx = x - qx, dy = y - qy, dz = z - qz;
-      e = (e - shift) - beta * (dx * dx + dy * dy + dz * dz);
-      exp_negative(e);
-      s0 += e;
-      if (moments) s1 += e * qx, s2 += e * qy, s3 += e * qz;
-      if (both_ways) add_to(c0 + j, e);
-      if (both_ways && moments) add_to(c1 + j, e * px), add_to(c2 + j, e * py), add_to(c3 + j, e * pz);
-    }
-    store(s0, sums.lanes[0] + lane), store(s1, sums.lanes[1] + lane);
-    store(s2, sums.lanes[2] + lane), store(s3, sums.lanes[3] + lane);
-  }
-}
-
-using RowKernel = void (*)(const Row&, RowSums&);
-
-template <bool both_ways, bool moments>
-void row_scalar(const Row& row, RowSums& sums) {
-  row_body<both_ways, moments>(row, sums);
-}
-
-#if DLC_HAS_AVX2
-template <bool both_ways, bool moments>
-DLC_AVX2 void row_avx2(const Row& row, RowSums& sums) {
-  row_body<both_ways, moments>(row, sums);
-}
-#endif
-
-template <bool both_ways, bool moments>
-RowKernel choose_row() {
-#if DLC_HAS_AVX2
-  if (use_avx2()) return row_avx2<both_ways, moments>;
-#endif
-  return row_scalar<both_ways, moments>;
-}
-
-RowKernel choose_row(bool both_ways, bool moments) {
-  if (both_ways) return moments ? choose_row<true, true>() : choose_row<true, false>();
-  return moments ? choose_row<false, true>() : choose_row<false, false>();
-}
+constexpr int kLanes = kAssignmentLanes;
+constexpr int64_t kRowsInFloat = 32;   // rows summed in float32 before their sums go to double
+constexpr double kCarefulBelow = 50;   // o further below the largest affinity needs the careful loop
+constexpr double kLeastShift = -1000;  // well above kAbsent, so that absent pairs weigh exactly 0
+constexpr double kNoMass = 1e-19;      // shares that sum to less say nothing about the pose
 
 // Sums of share-weighted points about the clouds' centres.
 struct ShareMoments {
@@ -237,36 +111,34 @@ struct Pose {
 
 // The energy of one pose; adds the shares' moments where they are wanted.
 double sweep(const Pair& pair, const Pose& pose, bool both_ways, ShareMoments* moments) {
-  const RowKernel kernel = choose_row(both_ways, moments != nullptr);
+  const AssignmentRowKernel kernel = choose_assignment_row(both_ways, moments != nullptr);
   const int64_t padded = static_cast<int64_t>(pair.target[0].size()), whole = pair.m / kLanes * kLanes;
   const double none = std::max(std::exp(pair.outlier - pair.shift), std::numeric_limits<double>::min());
   const double half = both_ways ? 0.5 : 1.0;
-  std::vector<float> partial(4 * padded, 0.0f);
+  std::vector<float> partial(4 * padded, 0.0f);  // of up to kRowsInFloat rows
   std::vector<double> columns(4 * padded, 0.0);
   float tail[kLanes];
   std::fill(tail, tail + kLanes, kAbsent);
+  AssignmentRow row{};
+  row.sharpness = static_cast<float>(pair.sharpness), row.shift = static_cast<float>(pair.shift);
+  for (int c = 0; c < 3; ++c) row.target[c] = pair.target[c].data();
+  for (int c = 0; c < 4; ++c) row.columns[c] = partial.data() + c * padded;
   double energy = 0;
   for (int64_t i = 0; i < pair.n; ++i) {
     const double p[3] = {pair.source[0][i], pair.source[1][i], pair.source[2][i]};
     double moved[3];
     pose.apply(p, moved);
-    const auto row_at = [&](const float* affinity, int64_t begin, int64_t blocks) {
-      Row row{};
-      row.affinity = affinity, row.blocks = blocks;
-      for (int c = 0; c < 3; ++c) {
-        row.target[c] = pair.target[c].data() + begin;
-        row.moved[c] = static_cast<float>(moved[c]), row.source[c] = pair.source[c][i];
-      }
-      for (int c = 0; c < 4; ++c) row.columns[c] = partial.data() + c * padded + begin;
-      row.sharpness = static_cast<float>(pair.sharpness), row.shift = static_cast<float>(pair.shift);
-      return row;
-    };
-    RowSums sums;
-    const float* affinity = pair.affinity + i * pair.m;
-    if (whole) kernel(row_at(affinity, 0, whole / kLanes), sums);
+    std::copy(moved, moved + 3, row.moved);
+    std::copy(p, p + 3, row.source);
+    row.affinity = pair.affinity + i * pair.m;
+    row.blocks = whole / kLanes;
+    AssignmentRowSums sums;
+    kernel(row, sums);
     if (whole < pair.m) {
-      std::copy(affinity + whole, affinity + pair.m, tail);
-      kernel(row_at(tail, whole, 1), sums);
+      std::copy(row.affinity + whole, row.affinity + pair.m, tail);
+      AssignmentRow last = row.from_column(whole);
+      last.affinity = tail, last.blocks = 1;
+      kernel(last, sums);
     }
     const double share = sums.total(0), total = share + none, weight = pair.source_weight[i];
     energy -= half * weight * (std::log(total) + pair.shift);
