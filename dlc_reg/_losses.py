@@ -202,21 +202,24 @@ def term_costs(
 
         return run
 
-    unit, whole = _timed(forward, repeats, batch), _timed(step(names), repeats, batch)
-    seconds = {"forward": unit, "step": whole}
-    for name in names:
-        others = [other for other in names if other != name]
-        seconds[name] = max(whole - (_timed(step(others), repeats, batch) if others else 0.0), 0.0)
-    return {name: {"seconds": value, "passes": value / unit} for name, value in seconds.items()}
+    runs = {"forward": forward, "step": step(names)}
+    if len(names) > 1:
+        runs |= {f"without {name}": step([other for other in names if other != name]) for name in names}
+    seconds = _timed(runs, repeats, batch)
+    unit, whole = seconds["forward"], seconds["step"]
+    own = {name: max(whole - seconds.get(f"without {name}", 0.0), 0.0) for name in names}
+    figures = {"forward": unit, "step": whole, **own}
+    return {name: {"seconds": value, "passes": value / unit} for name, value in figures.items()}
 
 
-def _timed(run: Callable[[], None], repeats: int, batch: PairBatch) -> float:
-    """The least of some runs' seconds, after one that warms up."""
-    times = []
+def _timed(runs: dict[str, Callable[[], None]], repeats: int, batch: PairBatch) -> dict[str, float]:
+    """The least seconds of each in some rounds, after one that warms up; in turns, so that a busy moment hits all."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats + 1):
-        began = time.perf_counter()
-        run()
-        if batch.source.is_cuda:
-            torch.cuda.synchronize(batch.source.device)
-        times.append(time.perf_counter() - began)
-    return min(times[1:])
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run()
+            if batch.source.is_cuda:
+                torch.cuda.synchronize(batch.source.device)
+            times[name].append(time.perf_counter() - began)
+    return {name: min(values[1:]) for name, values in times.items()}

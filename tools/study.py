@@ -1,0 +1,277 @@
+"""What Deep Loss Convexification does: architectures x columns x seeds, each trained and evaluated the same way.
+
+    python tools/study.py --data SHAPES.npz --out study [--architectures pointnetlk softicp] [--seeds 0 1 2]
+    python tools/study.py --data SHAPES.npz --out study --table      # only the table of what is finished
+
+Columns: "none", contrastive and unrolled terms without DLC; "label" and "energy", the same with DLC; "contrastive" and
+"unrolled", one term alone; "unrolled-energy", unrolled and DLC. They differ from recipes/study/ARCHITECTURE.toml in
+nothing else. A cell is one process, which leaves its weights, its log and cell.json; finished ones are skipped, and an
+interrupted one goes on. Symmetric shapes are left out. Shapes of the split "test" are evaluated; where there are none,
+every second one of "val" is, and the others validate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dlc_reg.errors import InputError
+from dlc_reg.evaluation import (
+    Learned,
+    Method,
+    basin_radius,
+    evaluate,
+    iterations_to_converge,
+    keep_asymmetric,
+    markdown,
+    method,
+    provenance,
+    success_by_rotation,
+    violation_curve,
+    violation_rate,
+)
+from dlc_reg.io import replacing
+from dlc_reg.protocols import PairDataset, Shapes
+from dlc_reg.registration.learned.weights import save_model
+from dlc_reg.registration.result import strict_json
+from dlc_reg.training import Recipe, load_recipe, make_recipe, train
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes" / "study"
+ARCHITECTURES = ("pointnetlk", "prnet", "softicp", "dcp", "rpmnet")
+COLUMNS: dict[str, list[str]] = {
+    "none": ["dlc=none"],
+    "label": ["dlc=label"],
+    "energy": ["dlc=energy"],
+    "contrastive": ["dlc=none", "loss.unrolled=0.0"],
+    "unrolled": ["dlc=none", "loss.contrastive=0.0"],
+    "unrolled-energy": ["dlc=energy", "loss.contrastive=0.0"],
+}
+PROTOCOLS = ("dcp-resampled", "prnet-independent", "rpmnet-independent", "modelonet-independent")
+BINS = ((0, 30), (30, 60), (60, 90), (90, 120), (120, 150), (150, 180))
+BASELINES = ("identity", "icp")
+CELL = "cell.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("study"))
+    parser.add_argument("--architectures", nargs="+", default=list(ARCHITECTURES))
+    parser.add_argument("--columns", nargs="+", default=list(COLUMNS), choices=list(COLUMNS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--set", action="append", default=[], metavar="table.key=value", help="changes every recipe")
+    parser.add_argument("--pairs", type=int, default=100, help="a bin of rotations, and a protocol")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--table", action="store_true", help="print the table of what is finished, and end")
+    parser.add_argument("--run-cell", nargs=3, metavar=("ARCHITECTURE", "COLUMN", "SEED"), help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    try:
+        if options.run_cell:
+            architecture, column, seed = options.run_cell
+            run_cell(options, architecture, column, int(seed))
+            return 0
+        failed = [] if options.table else run_all(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 64
+    print(table(options.out, options.architectures, options.columns, options.seeds))
+    return 1 if failed else 0
+
+
+def run_all(options: argparse.Namespace) -> list[str]:
+    """Every cell that is not finished, a process each, seed by seed; returns the names of those that failed."""
+    cells = [(a, c, s) for s in options.seeds for a in options.architectures for c in options.columns]
+    for cell in cells:  # before anything is run
+        check(folder_of(options.out, *cell) / CELL, recipe_of(options, *cell), options.pairs)
+    failed = []
+    for cell in [("baselines", "none", 0), *cells]:
+        folder = folder_of(options.out, *cell)
+        if (folder / CELL).exists():
+            continue
+        print(f"{'/'.join(map(str, cell))} ...", flush=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, __file__, "--data", str(options.data), "--out", str(options.out)]
+        command += ["--pairs", str(options.pairs), "--threads", str(options.threads)]
+        command += [part for setting in options.set for part in ("--set", setting)]
+        if start([*command, "--run-cell", *map(str, cell)], folder / "output.txt"):
+            failed.append("/".join(map(str, cell)))
+            print(f"{failed[-1]} FAILED, see {folder / 'output.txt'}", flush=True)
+    return failed
+
+
+def start(command: list[str], output: Path) -> int:
+    """Runs a process to its end; its exit code."""
+    with output.open("a") as stream:
+        return subprocess.run(command, stdout=stream, stderr=stream, check=False).returncode
+
+
+def check(path: Path, recipe: Recipe, pairs: int) -> None:
+    """A finished cell must be what would be run."""
+    if not path.exists():
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if make_recipe(found["recipe"]) != recipe or found["pairs"] != pairs:
+        raise InputError("--out", f"'{path}', made by another recipe or with other pairs", "a new folder, or the same")
+
+
+def run_cell(options: argparse.Namespace, architecture: str, column: str, seed: int) -> None:
+    """Trains one cell and evaluates it."""
+    torch.set_num_threads(options.threads)
+    training, held_out = shapes_of(options)
+    folder = folder_of(options.out, architecture, column, seed)
+    if architecture == "baselines":
+        recipe = recipe_of(options, options.architectures[0], column, seed)
+        found: dict[str, Any] = {"methods": methods_on(held_out, recipe, [method(n) for n in BASELINES], options.pairs)}
+    else:
+        recipe = recipe_of(options, architecture, column, seed)
+        trained = train(recipe, training, folder, resume=True)
+        runners = [Learned("learned", trained.network), Learned("polished", trained.network, polish=True)]
+        found = {
+            "methods": methods_on(held_out, recipe, runners, options.pairs),
+            "landscape": landscape_of(trained.network, held_out, recipe, options.pairs),
+            "training": {
+                "validation": trained.figures,
+                "seconds_per_step": trained.seconds_per_step,
+                "costs": trained.costs,
+                "parameters": trained.parameters,
+            },
+        }
+        card = {"recipe": recipe.to_dict(), "figures": found, "data": held_out.checksum, **provenance()}
+        save_model(folder / "weights.safetensors", trained.network, card)
+    about = {"recipe": recipe.to_dict(), "pairs": options.pairs, "data": held_out.checksum, **provenance()}
+    with replacing(folder / CELL, overwrite=True) as draft:
+        draft.write_text(strict_json({**about, **found}, indent=1), encoding="utf-8")
+
+
+def recipe_of(options: argparse.Namespace, architecture: str, column: str, seed: int) -> Recipe:
+    """The architecture's recipe, as --set changes it, in this column, with this seed."""
+    name = f"{architecture}-{column}-{seed}"
+    return load_recipe(
+        RECIPES / f"{architecture}.toml", [*options.set, *COLUMNS[column], f"seed={seed}", f"name={name}"]
+    )
+
+
+def folder_of(out: Path, architecture: str, column: str, seed: int) -> Path:
+    return out / architecture / column / f"seed-{seed}"
+
+
+def shapes_of(options: argparse.Namespace) -> tuple[Shapes, Shapes]:
+    """Shapes to train and validate on, and those to evaluate on; the symmetric ones are left out."""
+    shapes = keep_asymmetric(Shapes.load(options.data), cache=options.out)
+    if "test" not in shapes.split:
+        rows = np.flatnonzero(shapes.split == "val")[1::2]
+        split = shapes.split.astype("<U5")
+        split[rows] = "test"
+        shapes = replace(shapes, split=split)
+    return shapes, shapes.select(split="test")
+
+
+def methods_on(shapes: Shapes, recipe: Recipe, runners: list[Method], pairs: int) -> dict[str, dict[str, float]]:
+    """Of each method: success by initial rotation, and errors on every protocol, at the recipe's number of points."""
+    points, noise = recipe.data.points or None, recipe.data.protocol.endswith("-noise")
+    bins = success_by_rotation(shapes, runners, bins=BINS, pairs=pairs, points=points, noise=noise)
+    figures: dict[str, dict[str, float]] = {runner.name: {} for runner in runners}
+    for name, of_bins in bins.items():
+        for (low, high), shares in of_bins.items():
+            figures[name] |= {f"{low}-{high} {key}": share for key, share in shares.items()}
+    for protocol in PROTOCOLS:
+        results = evaluate(shapes, recipe.data.make(protocol), runners, pairs=pairs, chamfer=False)
+        for name, values in results.figures().items():
+            kept = ("rotation_mean", "rotation_median", "translation_mean", "recall_5", "recall_10")
+            figures[name] |= {f"{protocol} {key}": values[key] for key in kept}
+    return figures
+
+
+def landscape_of(network: Any, shapes: Shapes, recipe: Recipe, pairs: int) -> dict[str, Any]:
+    """How star-convex the energy is, and how many steps the update takes, on pairs as in training."""
+    given = PairDataset(shapes, recipe.data.make(), 7, min(pairs, 40))
+    counts = iterations_to_converge(network, given)
+    angles, shares = violation_curve(network, given)
+    return {
+        "violation_rate_60": violation_rate(network, given, radius_deg=60.0),
+        "basin_radius": basin_radius(network, given),
+        "iterations": float(counts.double().mean()),
+        "curve": {"angles_deg": angles, "shares": shares},
+    }
+
+
+def table(out: Path, architectures: Sequence[str], columns: Sequence[str], seeds: Sequence[int]) -> str:
+    """Markdown: mean +- standard deviation over the seeds that are finished, in per cent where there is no unit."""
+    parts = [header_of(out)]
+    for architecture in architectures:
+        cells = {c: read(out, architecture, c, seeds) for c in columns}
+        if not any(cells.values()):
+            continue
+        for name in ("learned", "polished"):
+            rows = [[f"{column} ({len(found)})", *row(found, name)] for column, found in cells.items() if found]
+            rows += [[baseline, *row(read(out, "baselines", "none", [0]), baseline)] for baseline in BASELINES]
+            title = architecture if name == "learned" else f"{architecture}, then point-to-plane ICP"
+            parts.append(f"### {title}\n\n" + markdown(["column (seeds)", *headings()], rows))
+    return "\n\n".join(parts)
+
+
+def header_of(out: Path) -> str:
+    cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob(f"*/*/*/{CELL}"))]
+    if not cells:
+        return "No cell is finished."
+    seconds = [c["training"]["seconds_per_step"] for c in cells if "training" in c]
+    pairs, data = sorted({c["pairs"] for c in cells}), sorted({c["data"][:12] for c in cells})
+    lines = [
+        f"{len(cells)} cells; pairs a figure: {pairs}; shapes {', '.join(data)}; {cells[0]['hardware']['processor']}",
+        *([f"{min(seconds):.2f} to {max(seconds):.2f} s a step"] if seconds else []),
+        "success within 5 / 10 degrees by initial rotation [%]",
+        "violated: share of rays that are not star-convex at 60 degrees [%]",
+        "of each protocol the mean rotation error [deg]; spread: standard deviation over seeds",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def headings() -> list[str]:
+    bins = [f"{low}-{high}" for low, high in BINS]
+    return [*bins, "violated", "basin [deg]", "steps", *(p.removesuffix("-independent") for p in PROTOCOLS)]
+
+
+def row(cells: list[dict[str, Any]], name: str) -> list[str]:
+    """The figures of one method, over seeds."""
+    if not cells or name not in cells[0]["methods"]:
+        return [""] * len(headings())
+    figures = [cell["methods"][name] for cell in cells]
+    shares = [
+        " / ".join(spread([100 * f[f"{low}-{high} within_{d}"] for f in figures], ".0f") for d in (5, 10))
+        for low, high in BINS
+    ]
+    shape = [c["landscape"] for c in cells if "landscape" in c]
+    landscape = [
+        spread([100 * s["violation_rate_60"] for s in shape], ".0f"),
+        spread([s["basin_radius"] for s in shape], ".0f"),
+        spread([s["iterations"] for s in shape], ".1f"),
+    ]
+    return [*shares, *landscape, *(spread([f[f"{p} rotation_mean"] for f in figures], ".2f") for p in PROTOCOLS)]
+
+
+def spread(values: list[float], form: str) -> str:
+    """Mean +- standard deviation; the mean alone of one value."""
+    if not values:
+        return ""
+    mean = format(statistics.mean(values), form)
+    return mean if len(values) == 1 else f"{mean} ± {format(statistics.stdev(values), form)}"
+
+
+def read(out: Path, architecture: str, column: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """The finished cells of these seeds."""
+    paths = [folder_of(out, architecture, column, seed) / CELL for seed in seeds]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
