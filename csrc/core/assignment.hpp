@@ -27,9 +27,9 @@ struct AssignmentProblem {
 // where the shares sum to less than 1e-19. Memory: O(N + M) for each pair and thread.
 //
 // Weights exp(l_ij) are float32 with a relative error of about 1e-7 (and what l_ij, rounded to float32, adds), and 0
-// where l_ij lies more than 80 below the larger of o and the pair's largest affinity; long sums of them are double. Where
-// o lies more than 50 below that affinity, so that such weights would count, a slow loop in double does the pair. The
-// same bits for any number of threads and any instruction set.
+// where l_ij lies more than 80 below the larger of o and the pair's largest affinity; long sums are double. Where
+// o lies over 50 below that affinity, so that such weights would count, a slow loop in double does the pair. The same
+// bits for any number of threads and any instruction set.
 void soft_assignment(const AssignmentProblem& problem, double* energy, double* poses_after, int num_threads);
 
 }  // namespace dlc

@@ -116,7 +116,17 @@ def _native(omega: Tensor, data: Assignment, both_ways: bool, step: bool) -> Ten
     poses = omega.flatten(0, -4) if omega.ndim > 3 else omega[None]
     try:
         energy, after = ops.soft_assignment(
-            source, target, affinity, poses, sharpness, outlier, u, v, both_ways=both_ways, moments=step
+            source,
+            target,
+            affinity,
+            poses,
+            sharpness,
+            outlier,
+            u,
+            v,
+            both_ways=both_ways,
+            moments=step,
+            num_threads=torch.get_num_threads(),
         )
     except InputError:  # a pair without B, NaN on its way through: torch's answer
         return None
