@@ -7,7 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dlc_reg.networks.neighbours import Neighbourhoods, blanked, gather, layers, masked_max, neighbourhoods
+from dlc_reg.networks.neighbours import (
+    Neighbourhoods,
+    blanked,
+    check_counts,
+    gather,
+    layers,
+    masked_max,
+    neighbourhoods,
+)
 
 
 class DGCNN(nn.Module):
@@ -19,6 +27,7 @@ class DGCNN(nn.Module):
 
     def __init__(self, widths: Sequence[int] = (64, 64, 128, 256), out: int = 512, neighbours: int = 20) -> None:
         super().__init__()
+        check_counts(neighbours=neighbours)
         self.neighbours = neighbours
         self.edge = nn.ModuleList(layers([a, b]) for a, b in zip([6, *widths[:-1]], widths, strict=True))
         self.merge = nn.Linear(sum(widths), out)

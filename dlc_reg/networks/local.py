@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dlc_reg.networks.neighbours import blanked, gather, layers, masked_max, neighbourhoods
+from dlc_reg.errors import InputError
+from dlc_reg.networks.neighbours import blanked, check_counts, gather, layers, masked_max, neighbourhoods
 
 NORMAL_NEIGHBOURS = 20
 
@@ -32,6 +33,9 @@ class LocalEncoder(nn.Module):
         position: bool = True,
     ) -> None:
         super().__init__()
+        check_counts(neighbours=neighbours)
+        if not radius > 0:
+            raise InputError("radius", str(radius), "a length above 0")
         self.neighbours, self.radius, self.position = neighbours, radius, position
         self.local = layers([10 if position else 4, *widths])
         self.head = nn.Sequential(layers([widths[-1], *head]), nn.Linear([widths[-1], *head][-1], out))
@@ -54,8 +58,8 @@ class LocalEncoder(nn.Module):
 def point_pair_features(offset: Tensor, normal: Tensor, other: Tensor) -> Tensor:
     """Drost et al., CVPR 2010: (angle(n, d), angle(n', d), angle(n, n'), |d|), (..., 4), angles in [0, pi] [rad].
 
-    `offset` d: from a point to its neighbour; `normal` n: the point's; `other` n': the neighbour's; (..., 3), and normals
-    broadcast to offsets. Angles with an offset of no length are zero.
+    `offset` d: from a point to its neighbour; `normal` n: the point's; `other` n': the neighbour's. All (..., 3), normals broadcast.
+    Angles with an offset of no length are zero.
     """
     normal, other = normal.expand_as(offset), other.expand_as(offset)
     angles = [angle(normal, offset), angle(other, offset), angle(normal, other)]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dlc_reg import ops
+from dlc_reg.errors import InputError
 
 
 class Neighbourhoods(NamedTuple):
@@ -78,6 +79,13 @@ def masked_max(values: Tensor, real: Tensor | None, dim: int) -> Tensor:
         values = values.masked_fill(~real[..., None], -torch.inf)
     best = values.amax(dim - 1 if dim < 0 else dim)
     return best if real is None else torch.where(real.any(dim)[..., None], best, 0.0)
+
+
+def check_counts(**counts: int) -> None:
+    """Raises `InputError` for a count below one."""
+    for name, count in counts.items():
+        if count < 1:
+            raise InputError(name, str(count), "a number from 1")
 
 
 def layers(widths: Sequence[int]) -> nn.Sequential:

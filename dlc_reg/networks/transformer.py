@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dlc_reg.errors import InputError
+
 
 class CoAttention(nn.Module):
     """Features (B, N, C), (B, M, C) -> the same, each with what a transformer makes of it and the other one added.
@@ -57,6 +59,8 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
+        if heads < 1 or width % heads:
+            raise InputError("heads", str(heads), f"a divisor of the width, {width}")
         self.heads = heads
         self.norm = nn.LayerNorm(width)
         self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)

@@ -32,11 +32,10 @@ class DCP(Repeated):
         blocks: int = 1,
         passes: int = 1,
     ) -> None:
-        super().__init__()
+        super().__init__(passes)
         self.encoder = DGCNN(widths, out, neighbours)
         self.attention = CoAttention(out, heads, hidden, blocks)
         self.energy = SoftAssignment()
-        self.passes = passes
         self.log_beta = nn.Parameter(torch.tensor(0.0))
 
     def match(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dlc_reg.iterate import Record, Solution
-from dlc_reg.networks.neighbours import blanked
+from dlc_reg.networks.neighbours import blanked, check_counts
 from dlc_reg.registration.assignment import transform
 from dlc_reg.registration.learned.frame import RegistrationNetwork, check_batch
 
@@ -33,7 +33,10 @@ class Repeated(RegistrationNetwork):
     RPM-Net no gradient flows from a pass's features to the pose they were computed at.
     """
 
-    passes: int = 1
+    def __init__(self, passes: int = 1) -> None:
+        super().__init__()
+        check_counts(passes=passes)
+        self.passes = passes
 
     @abstractmethod
     def match(

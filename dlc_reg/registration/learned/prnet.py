@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dlc_reg.networks.neighbours import gather, layers, masked_max
+from dlc_reg.networks.neighbours import check_counts, gather, layers, masked_max
 from dlc_reg.registration.assignment import Assignment
 from dlc_reg.registration.learned.dcp import DCP, products
 
@@ -38,6 +38,7 @@ class PRNet(DCP):
         temperature_widths: Sequence[int] = (128, 128),
     ) -> None:
         super().__init__(widths, out, neighbours, heads, hidden, blocks, passes)
+        check_counts(keypoints=keypoints)
         sizes = [out, *temperature_widths]
         self.temperature = nn.Sequential(layers(sizes), nn.Linear(sizes[-1], 1))
         self.keypoints = keypoints

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dlc_reg.networks.local import LocalEncoder
-from dlc_reg.networks.neighbours import layers, masked_max, weights
+from dlc_reg.networks.neighbours import check_counts, layers, masked_max, weights
 from dlc_reg.registration.assignment import Assignment
 from dlc_reg.registration.learned.dcp import products, without_padding
 from dlc_reg.registration.learned.passes import Encoded, Repeated
@@ -39,13 +39,13 @@ class RPMNet(Repeated):
         rounds: int = 120,
         passes: int = 2,
     ) -> None:
-        super().__init__()
+        super().__init__(passes)
+        check_counts(rounds=rounds)
         self.encoder = LocalEncoder(widths, head, out, neighbours, radius, position)
         self.clouds = layers([4, *parameter_widths])
         last = [parameter_widths[-1], *parameter_head]
         self.annealing = nn.Sequential(layers(last), nn.Linear(last[-1], 2))
         self.energy = Transport(rounds)
-        self.passes = passes
         self.log_kappa = nn.Parameter(torch.tensor(0.0))
 
     def match(

@@ -35,13 +35,16 @@ class Transport:
         self.rounds, self.unrolled = rounds, unrolled
 
     def value(self, omega: Tensor, data: Assignment) -> Tensor:
-        """E, (*lead, B), by the dual of the minimum: sum log u + log v - u - v - sum_ij P_ij."""
+        """E, (*lead, B), by the dual of the minimum: the mean over all points of log u + 1 - u, less that of P.
+
+        Padding has u = 1 and adds nothing.
+        """
         kernel = self._kernel(omega, data)
         u, v = self._scalings(kernel)
-        sizes = [(w > 0).sum(-1) for w in (data.source_weight, data.target_weight)]
-        padding = sum(kernel.shape[-2:]) - sizes[0] - sizes[1]  # its u and v are 1, and count as -1 each
-        dual = (u.log() - u).sum(-1) + (v.log() - v).sum(-1) - (u * _rows(kernel, v)).sum(-1)
-        return 1 + (dual + padding) / (sizes[0] + sizes[1])
+        slack = sum((x.log() + (1 - x)).sum(-1) for x in (u, v))
+        points = sum((w > 0).sum(-1) for w in (data.source_weight, data.target_weight))
+        value: Tensor = (slack - (u * _rows(kernel, v)).sum(-1)) / points
+        return value
 
     def responsibilities(self, omega: Tensor, data: Assignment) -> Tensor:
         """P, (*lead, B, N, M)."""
