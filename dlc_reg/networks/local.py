@@ -58,8 +58,8 @@ class LocalEncoder(nn.Module):
 def point_pair_features(offset: Tensor, normal: Tensor, other: Tensor) -> Tensor:
     """Drost et al., CVPR 2010: (angle(n, d), angle(n', d), angle(n, n'), |d|), (..., 4), angles in [0, pi] [rad].
 
-    `offset` d: from a point to its neighbour; `normal` n: the point's; `other` n': the neighbour's. All (..., 3), normals broadcast.
-    Angles with an offset of no length are zero.
+    `offset` d: from a point to its neighbour; `normal` n: the point's; `other` n': the neighbour's. All (..., 3),
+    normals broadcast. Angles with an offset of no length are zero.
     """
     normal, other = normal.expand_as(offset), other.expand_as(offset)
     angles = [angle(normal, offset), angle(other, offset), angle(normal, other)]
