@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -34,28 +34,31 @@ def violation_rate(
 
 
 def basin_radius(
-    network: RegistrationNetwork,
-    pairs: PairDataset,
-    *,
-    largest_deg: float = 180.0,
-    share: float = 0.05,
-    rays: int = 64,
-    seed: int = 0,
+    network: RegistrationNetwork, pairs: PairDataset, *, largest_deg: float = 180.0, rays: int = 64, seed: int = 0
 ) -> float:
+    """`basin_of` the network's `violation_curve`, [deg]."""
+    return basin_of(*violation_curve(network, pairs, largest_deg=largest_deg, rays=rays, seed=seed))
+
+
+def basin_of(lengths_deg: Sequence[float], shares: Sequence[float], share: float = 0.05) -> float:
     """The largest length of rays [deg] at which, and at all shorter ones from `NOISE_DEG`, fewer than `share` violate.
 
     0 where there is none. Shorter rays are not judged: sampling and noise put the minimum itself beside the truth.
     """
-    lengths, shares = _curve(network, pairs, largest_deg, rays, seed, steps=36)
-    judged = torch.rad2deg(lengths) > NOISE_DEG - 1e-3
-    good = int((shares[judged].mean(1) < share).long().cumprod(0).sum())
-    return math.degrees(float(lengths[judged][good - 1])) if good else 0.0
+    reached = 0.0
+    for length, violating in zip(lengths_deg, shares, strict=True):
+        if length < NOISE_DEG - 1e-3:
+            continue
+        if violating >= share:
+            break
+        reached = length
+    return reached
 
 
 def violation_curve(
     network: RegistrationNetwork, pairs: PairDataset, *, largest_deg: float = 180.0, rays: int = 64, seed: int = 0
 ) -> tuple[list[float], list[float]]:
-    """Lengths [deg] and the share of rays that violate there."""
+    """Lengths [deg], every 5 degrees up to 180, and the share of rays that violate there."""
     lengths, shares = _curve(network, pairs, largest_deg, rays, seed, steps=36)
     return torch.rad2deg(lengths).tolist(), shares.mean(1).tolist()
 

@@ -325,6 +325,13 @@ def test_the_basin_of_a_cosine_ends_where_algebra_says(bowl, monkeypatch):
     assert evaluation.basin_radius(network, pairs) == pytest.approx(133.56, abs=5)  # looked at every 5 degrees
 
 
+def test_a_basin_ends_at_the_first_share_that_is_too_large():
+    lengths = [5.0, 10.0, 15.0, 20.0, 25.0]
+    assert evaluation.basin_of(lengths, [0.9, 0.0, 0.04, 0.2, 0.0]) == 15  # the first is within the noise
+    assert evaluation.basin_of(lengths, [0.0, 0.1, 0.0, 0.0, 0.0]) == 0
+    assert evaluation.basin_of(lengths, [0.0] * 5) == 25
+
+
 def test_iterations_to_converge_counts_steps(bowl):
     """Half of what is left a step, from 90 degrees: 90 / 2^8 = 0.35 is the first below 0.5; the shift needs fewer."""
     network, pairs = bowl

@@ -83,6 +83,8 @@ def test_cells_are_run_skipped_and_tabulated(study, data, tmp_path, monkeypatch,
         return study.main(command[2:])
 
     monkeypatch.setattr(study, "start", here)
+    monkeypatch.setattr(study, "BINS", ((0, 30), (150, 180)))
+    monkeypatch.setattr(study, "PROTOCOLS", ("rpmnet-independent",))
     monkeypatch.setattr(study, "provenance", lambda: {"hardware": {"processor": "a processor"}})
     assert study.main(options(data, tmp_path)) == 0
     wanted = [["baselines", "none", "0"], ["pointnetlk", "none", "0"], ["pointnetlk", "energy", "0"]]

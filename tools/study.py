@@ -29,7 +29,7 @@ from dlc_reg.errors import InputError
 from dlc_reg.evaluation import (
     Learned,
     Method,
-    basin_radius,
+    basin_of,
     evaluate,
     iterations_to_converge,
     keep_asymmetric,
@@ -199,7 +199,7 @@ def landscape_of(network: Any, shapes: Shapes, recipe: Recipe, pairs: int) -> di
     angles, shares = violation_curve(network, given)
     return {
         "violation_rate_60": violation_rate(network, given, radius_deg=60.0),
-        "basin_radius": basin_radius(network, given),
+        "basin_radius": basin_of(angles, shares),
         "iterations": float(counts.double().mean()),
         "curve": {"angles_deg": angles, "shares": shares},
     }
