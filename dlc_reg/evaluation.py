@@ -25,8 +25,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dlc_reg._baselines import METHODS
 from dlc_reg._landscapes import basin_of, basin_radius, iterations_to_converge, slices, violation_curve, violation_rate
-from dlc_reg._methods import METHODS, Clouds, Learned, Method, OneByOne, installed, learned, method
+from dlc_reg._methods import Clouds, Learned, Method, OneByOne, installed, learned, method
 from dlc_reg._symmetry import is_symmetric, symmetric_shapes
 from dlc_reg._tables import PUBLISHED, Ruled, markdown
 from dlc_reg.errors import InputError

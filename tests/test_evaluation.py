@@ -14,7 +14,8 @@ from learning import Tiny, block, blocks
 from scipy.spatial.transform import Rotation
 
 from dlc_reg import evaluation
-from dlc_reg._methods import orthonormal, polished, principal_axes
+from dlc_reg._baselines import polished, principal_axes
+from dlc_reg._methods import orthonormal
 from dlc_reg._tables import published
 from dlc_reg.errors import InputError
 from dlc_reg.evaluation import Clouds, Learned, OneByOne, evaluate, is_symmetric, method

@@ -32,6 +32,7 @@ OWNERS = {
     "_report_page": "report", "_report_scene": "report", "_console": "cli", "_evaluate_command": "cli",
     "_recipe": "training", "_losses": "training", "_parallel": "training", "_training_log": "training",
     "_methods": "evaluation", "_symmetry": "evaluation", "_landscapes": "evaluation", "_tables": "evaluation",
+    "_baselines": "evaluation",
     "_around": "protocols", "_training_pairs": "training",
 }  # fmt: skip
 ORDERED = {
