@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -303,6 +304,31 @@ def test_the_log_has_every_term_and_the_validation(whole):
     assert seen == ["6", "12"]
 
 
+def test_tensorboard_gets_what_the_log_gets_and_may_be_missing(tmp_path, monkeypatch, caplog):
+    written: dict[str, list[float]] = {}
+
+    class Writer:
+        def __init__(self, folder):
+            pass
+
+        def add_scalar(self, name, value, step):
+            written.setdefault(name, []).append(value)
+
+        def close(self):
+            written["closed"] = []
+
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    train(recipe(), blocks(), tmp_path / "a", network=tiny(), stop_at=6, tensorboard=True)
+    losses = [float(row["loss"]) for row in rows(tmp_path / "a")]
+    np.testing.assert_allclose(written["loss"], losses, rtol=1e-6)
+    assert len(written["validation/success"]) == 1 and "closed" in written
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # then its import fails
+    train(recipe(), blocks(), tmp_path / "b", network=tiny(), stop_at=1, tensorboard=True)
+    assert "not installed" in caplog.text and len(rows(tmp_path / "b")) == 1
+
+
 def test_costs_are_told_in_forward_passes(whole):
     costs = whole[1].costs
     assert set(costs) == {"forward", "step", "contrastive", "unrolled", "matching", "dlc"}
@@ -347,7 +373,7 @@ def test_half_precision_is_the_encoders_alone(tmp_path):
     torch.manual_seed(0)
     given = recipe(optimizer={"precision": "bf16"}, loss={"contrastive": 1.0, "unrolled": 0.0, "matching": 0.0})
     train(given, blocks(), tmp_path, network=Watched(), stop_at=1)
-    assert seen["energy"] == torch.float32
+    assert seen == {"features": torch.bfloat16, "energy": torch.float32}
     assert math.isfinite(float(rows(tmp_path)[0]["loss"]))
 
 
