@@ -1,7 +1,7 @@
 """Which shapes coincide with themselves after a rotation, so that no method can tell their pose.
 
 A shape is split into two samples without a point in common. Turned copies of one, refined by ICP, are laid on the
-other; where a rotation of more than a few degrees fits as well as none does, up to the scatter of sampling, the shape is
+other; where a rotation of more than a few degrees fits as well as none does, up to the sampling's scatter, the shape is
 symmetric to within its sampling.
 """
 

@@ -165,10 +165,10 @@ def _neighbourhoods(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _products(points: Tensor, neighbours: Tensor, normals: Tensor) -> tuple[Tensor, Tensor]:
     """Edge features (B, N, K, EDGE_FEATURES) and point features (B, N, POINT_FEATURES)."""
     flat = neighbours.flatten(1)
-    offset = _rows(points, flat).unflatten(1, neighbours.shape[1:]) - points[:, :, None]
+    offset = _rows(points, flat).view(*neighbours.shape, 3) - points[:, :, None]
     length = offset.norm(dim=-1)
     direction = offset / length.clamp(min=1e-9)[..., None]
-    n_i, n_j = normals[:, :, None], _rows(normals, flat).unflatten(1, neighbours.shape[1:])
+    n_i, n_j = normals[:, :, None], _rows(normals, flat).view(*neighbours.shape, 3)
     near, far = offset[:, :, :NEAR].mean(2), offset[:, :, NEAR:].mean(2)
     reach_near, reach_far = (part.mean(2).clamp(min=1e-9) for part in (length[:, :, :NEAR], length[:, :, NEAR:]))
     bend = 4 * (normals * far).sum(-1) / reach_far  # to which side the surface bends, times the normal's sign

@@ -204,10 +204,11 @@ class _PolarRotation(torch.autograd.Function):
         flip = torch.stack([torch.ones_like(sign), torch.ones_like(sign), sign], dim=-1)
         rotation = (u * flip[..., None, :]) @ vt
         ctx.save_for_backward(rotation, s * flip, vt)
-        return rotation.to(matrix.dtype)
+        nearest: Tensor = rotation.to(matrix.dtype)
+        return nearest
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         # M = R P, P symmetric: R^T dR = X with V^T (R^T dM - dM^T R) V = S X + X S
         rotation, s, vt = ctx.saved_tensors
         inner = vt @ rotation.mT @ gradient.double() @ vt.mT
@@ -215,4 +216,5 @@ class _PolarRotation(torch.autograd.Function):
         # where a turn is not held, its gradient is cut off instead of growing without end
         floor = 1e-4 * s[..., :1, None].abs() + torch.finfo(torch.float32).tiny
         scaled = (inner - inner.mT) / torch.where(sums.abs() < floor, floor, sums)
-        return (rotation @ vt.mT @ scaled @ vt).to(gradient.dtype)
+        answer: Tensor = (rotation @ vt.mT @ scaled @ vt).to(gradient.dtype)
+        return answer
