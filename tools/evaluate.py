@@ -39,7 +39,7 @@ def main() -> None:
     scenes_parser.add_argument("--num-threads", type=int, default=1)
     options, rest = parser.parse_known_args()
     if options.kind == "modelnet40":
-        dlc_reg_command(["evaluate", *rest])
+        dlc_reg_command(["evaluate", *rest], prog_name="dlc-reg")
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     else:
