@@ -306,6 +306,20 @@ def test_pointnetlk_finds_a_small_motion_without_any_training():
     assert pose_loss(omega, truth).max() < 1e-4
 
 
+def test_pointnetlks_energy_of_a_quarter_turn_is_one():
+    """On average over the axes, about the target's mean."""
+    _, target, _ = pairs()
+    model = network("pointnetlk")
+    encoded, center = model.encode(target, target), target.mean(1)
+    energies = []
+    for axis in np.eye(3):
+        pose = torch.eye(4).repeat(3, 1, 1)
+        pose[:, :3, :3] = torch.from_numpy(Rotation.from_rotvec(np.pi / 2 * axis).as_matrix()).float()
+        pose[:, :3, 3] = center - (pose[:, :3, :3] @ center[..., None])[..., 0]
+        energies.append(model.value(pose, encoded))
+    torch.testing.assert_close(torch.stack(energies).mean(0), torch.ones(3), **CLOSE)
+
+
 def test_pointnetlks_energy_does_not_depend_on_the_size_of_features():
     source, target, _ = pairs()
     model = network("pointnetlk")

@@ -62,10 +62,6 @@ class Repeated(RegistrationNetwork):
         data = self.match(source, moved, target, source_mask, target_mask)
         return Encoded(source, target, source_mask, target_mask, pose, data)
 
-    def encode_at(self, encoded: Encoded, omega: Tensor) -> Encoded:
-        """The same clouds encoded at another pose (B, 4, 4)."""
-        return self.encode(*encoded[:4], at=omega)
-
     def forward(
         self,
         source: Tensor,
@@ -80,15 +76,15 @@ class Repeated(RegistrationNetwork):
         check_batch(source, target, source_mask, target_mask, init)
         omega = None if init is None else init.to(source)
         encoded = self.encode(source, target, source_mask, target_mask, at=omega)
-        return self.solve(encoded, encoded.at, iterations)
+        return self.solve(encoded, encoded.at if omega is None else omega, iterations)
 
     def solve(self, encoded: Encoded, omega: Tensor, iterations: int | None = None) -> Solution:
         history: list[Record] = []
         steps = 0
         for number in range(1, self.passes + 1):
-            if number > 1:  # its first record is the end of the pass before, as another energy sees it
-                encoded = self.encode_at(encoded, omega)
+            encoded = self._at(encoded, omega)
             solution = super().solve(encoded, omega, iterations)
+            # the first record of a later pass is the end of the one before, as another energy sees it
             history += [{**r, "iteration": steps + r["iteration"], "pass": number} for r in solution.history]
             omega, steps = solution.omega, steps + solution.iterations
             if solution.status.failed:
@@ -99,11 +95,14 @@ class Repeated(RegistrationNetwork):
         """The poses after each of `iterations` steps in all, shared evenly by the passes."""
         poses = []
         for share in _shares(iterations, self.passes):
-            if not torch.equal(encoded.at, omega):
-                encoded = self.encode_at(encoded, omega)
+            encoded = self._at(encoded, omega)
             poses.append(super().trajectory(encoded, omega, share))
             omega = poses[-1][-1]
         return torch.cat(poses)
+
+    def _at(self, encoded: Encoded, omega: Tensor) -> Encoded:
+        """The same clouds encoded at the pose (B, 4, 4)."""
+        return encoded if torch.equal(encoded.at, omega) else self.encode(*encoded[:4], at=omega)
 
 
 def _shares(total: int, parts: int) -> list[int]:

@@ -26,8 +26,8 @@ class Aligned(NamedTuple):
 
 
 class PointNetLK(RegistrationNetwork):
-    """E(omega) = 1/2 |r|^2, r = (phi(T p - c) - phi(q - c)) / s, with c the target's mean and s^2 the spread of its
-    feature over the channels times their number, so that E does not depend on the size of the features.
+    """E(omega) = 1/2 |r|^2, r = (phi(T p - c) - phi(q - c)) / s, with c the target's mean and s such that E of the
+    target turned a quarter about x, y or z is 1 on average: E has no unit, and features cannot shrink it.
 
     The Jacobian is the analytic one of PointNetLK revisited (Li et al., CVPR 2021), at the present pose where the first
     paper has finite differences at the target, and steps are damped, so that E never rises.
@@ -48,10 +48,13 @@ class PointNetLK(RegistrationNetwork):
     ) -> Aligned:
         source, target = blanked(source, source_mask), blanked(target, target_mask)
         center = (weights(target, target_mask)[..., None] * target).sum(1)
+        centered = target - center[:, None]
         with torch.autocast(source.device.type, enabled=False):  # as precise as the source's, which comes later
-            feature = self.encoder(target - center[:, None], target_mask)
-        spread = (feature - feature.mean(-1, keepdim=True)).square().sum(-1, keepdim=True)
-        return Aligned(source, source_mask, center, feature, (spread + 1e-8).sqrt())
+            feature = self.encoder(centered, target_mask)
+            masks = None if target_mask is None else target_mask.expand(3, *target_mask.shape)
+            turned = self.encoder(_quarter_turns(centered), masks)
+        square = 0.5 * (turned - feature).square().sum(-1, keepdim=True).mean(0)
+        return Aligned(source, source_mask, center, feature, (square + 1e-8).sqrt())
 
     def residual(self, omega: Tensor, encoded: Aligned) -> Tensor:
         """r (*lead, B, C)."""
@@ -85,3 +88,9 @@ class PointNetLK(RegistrationNetwork):
     def _mask(omega: Tensor, encoded: Aligned) -> Tensor | None:
         mask = encoded.source_mask
         return None if mask is None else mask.expand(*omega.shape[:-2], mask.shape[-1])
+
+
+def _quarter_turns(points: Tensor) -> Tensor:
+    """(3, ...): points (..., 3) turned about x, y and z."""
+    x, y, z = points.unbind(-1)
+    return torch.stack([torch.stack(p, dim=-1) for p in ((x, -z, y), (z, y, -x), (-y, x, z))])
