@@ -226,6 +226,12 @@ def test_landscape_is_the_objective_there():
     for i, j in np.ndindex(5, 5):
         xi = plane.offsets[i] * directions[0] + plane.offsets[j] * directions[1]
         torch.testing.assert_close(plane.values[i, j], point_to_point(SE3().retract(truth, xi.expand(2, 6)), data))
+    strong = landscape(point_to_point, SE3(), truth, data, directions=directions, extent=2.0, steps=5, mu=3.0)
+    radius2 = 4 * directions.square().sum(-1)
+    for d, b in np.ndindex(3, 2):
+        by_hand = star_violation(strong.values[d, :, b], [0, 0.25, 0.5, 0.75, 1], radius2[d], 3.0)
+        torch.testing.assert_close(strong.violation[d, :, b], by_hand)
+        assert by_hand.max() > 0
     own = landscape(point_to_point, SE3(), truth, data, directions=randn(3, 2, 6), steps=3)
     xi = randn(3, 2, 6)[1]
     torch.testing.assert_close(own.values[1, 2], point_to_point(SE3().retract(truth, xi), data))

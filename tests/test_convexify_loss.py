@@ -262,6 +262,7 @@ def test_mixed_precision():
         pose = ConvexifiedLoss(seen.objective, SE3(), radius=0.5)(SE3().identity((3,), dtype=torch.float32), None)
     assert kinds[-1] == (torch.float32, torch.bfloat16)
     assert found.total.dtype == torch.float32 and pose.total.dtype == torch.float32
+    assert {term.dtype for term in found.terms.values()} == {torch.float32}
     torch.testing.assert_close(found.total, expected.total, rtol=0.05, atol=0.05)
     found.total.backward()
     assert torch.isfinite(network.first.weight.grad).all()

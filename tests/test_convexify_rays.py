@@ -49,6 +49,19 @@ def test_a_stars_points():
         torch.testing.assert_close(star.ends(Sim3())[r, b], Sim3().retract(center[b], tangents[r, b]))
 
 
+def test_ambient_moves_the_free_entries_in_their_order():
+    pose = Ambient((4, 4), (0, 1, 2, 4, 5, 6, 8, 9, 10, 3, 7, 11))
+    omega, xi = randn(2, 4, 4), randn(5, 2, 12, seed=1)
+    moved = pose.retract(omega, xi) - omega
+    torch.testing.assert_close(moved[..., :3, :3].flatten(-2), xi[..., :9])
+    torch.testing.assert_close(moved[..., :3, 3], xi[..., 9:])
+    assert (moved[..., 3, :] == 0).all()
+    torch.testing.assert_close(pose.local(omega, omega + moved), xi)
+    everything = Ambient((2, 3))
+    torch.testing.assert_close(everything.local(randn(2, 3), randn(2, 3) + 1), torch.ones(6, dtype=torch.float64))
+    assert (pose.dof, everything.dof) == (12, 6) and everything.identity((5,)).shape == (5, 2, 3)
+
+
 def test_ball_is_uniform():
     """(|x| / radius)^d is uniform in [0, 1], and so is the sign of every coordinate."""
     xi = Ball()(4000, near(torch.zeros(3, dtype=torch.float64), Euclidean(3), [0.5, 0.5, 0.5]))

@@ -218,15 +218,16 @@ def test_margins_in_units_of_the_radius():
     truth, data = poses(3), (poses(3) + 0.1, torch.ones(3, dtype=torch.float64))
     radius = torch.tensor([0.5] * 3 + [20.0] * 3, dtype=torch.float64)
     loss = ConvexifiedLoss(
-        wells, SE3(), radius=radius, mu=1.3, norm="radius", generator=generator(), terms=("minimum",)
+        wells, SE3(), radius=radius, mu=500.0, norm="radius", generator=generator(), terms=("minimum",)
     )
     star = loss.draw(truth)
     scaled = (star.tangents / radius).square().sum(-1)
     assert scaled.max() <= 1
     ends = wells(SE3().retract(truth, star.tangents), data)
-    expected = (wells(truth, data) - ends + 0.65 * scaled).relu().mean()
+    expected = (wells(truth, data) - ends + 250 * scaled).relu().mean()
+    assert expected > 1
     torch.testing.assert_close(loss(truth, data, star=star).terms["minimum"], expected)
-    half = ConvexifiedLoss(wells, SE3(), radius=radius / 2, mu=1.3, norm="radius", terms=("minimum",))
+    half = ConvexifiedLoss(wells, SE3(), radius=radius / 2, mu=500.0, norm="radius", terms=("minimum",))
     torch.testing.assert_close(half(truth, data, star=star, radius=radius).terms["minimum"], expected)
 
 
