@@ -60,8 +60,8 @@ def _fits(value: Any, hint: Any) -> bool:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         return any(type(value) is type(choice) and value == choice for choice in inner)
-    if origin is not None:  # a sequence
-        return isinstance(value, list) and 0 < len(value) <= LONGEST and all(_fits(v, inner[0]) for v in value)
+    if origin is not None:  # a sequence of widths
+        return isinstance(value, list) and len(value) <= LONGEST and all(_fits(v, inner[0]) and v for v in value)
     if hint is float:
         return type(value) in (int, float) and math.isfinite(value) and abs(value) <= LARGEST
     return type(value) is hint and (hint is not int or 0 <= value <= LARGEST)
