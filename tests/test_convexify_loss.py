@@ -85,32 +85,6 @@ def test_gradients_are_those_of_finite_differences(derivative, aggregate):
         assert abs(numeric) > 1e-4
 
 
-def test_first_order_form_in_closed_form():
-    """1 - cos(lam u): l(1) - l(0) - dl/dlam = 1 - cos u - u sin u. A quadratic of curvature k: (mu - k)/2 |xi|^2."""
-    truth = torch.zeros(1, 1, dtype=torch.float64)
-    for derivative in ("reverse", "forward"):
-        options = {"radius": 1.0, "terms": ("first_order",), "derivative": derivative}
-        waves = ConvexifiedLoss(lambda omega, data: 1 - omega[..., 0].cos(), Euclidean(1), **options)
-        for u in (1.0, 2.3311, 2.34, 3.0):
-            star = Star(truth, torch.full((1, 1, 1), u, dtype=torch.float64), torch.ones(1, 1))
-            expected = max(0.0, 1 - np.cos(u) - u * np.sin(u))
-            assert waves(truth, None, star=star).total.item() == pytest.approx(expected, abs=1e-12)
-        bowl = ConvexifiedLoss(lambda omega, k: k / 2 * omega[..., 0].square(), Euclidean(1), mu=3.0, **options)
-        assert bowl(truth, 2.0, star=star).total.item() == pytest.approx((3 - 2) / 2 * 9)
-        assert bowl(truth, 3.1, star=star).total.item() == 0
-
-
-def test_first_order_and_chord_end_at_the_same_radius():
-    options = {"radius": 1.0, "terms": ("chord", "first_order"), "fraction": 0.999, "check_finite": False}
-    loss = ConvexifiedLoss(lambda omega, data: 1 - omega[..., 0].cos(), Euclidean(1), **options)
-    truth = torch.zeros(1, 1, dtype=torch.float64)
-    for u, violated in ((2.32, False), (2.34, True)):
-        star = Star(truth, torch.full((1, 1, 1), u, dtype=torch.float64), torch.full((1, 1), 0.999))
-        terms = loss(truth, None, star=star).terms
-        assert (terms["chord"] > 0) == violated and (terms["first_order"] > 0) == violated
-        assert terms["violation"] == violated
-
-
 def test_without_gradients_the_first_order_form_still_has_its_derivative():
     network, truth, x = Energy(), randn(4, 2).float(), randn(4, 2).float()
     loss = convexified(network, terms=("first_order",))
