@@ -59,7 +59,7 @@ class OneByOne:
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """A network in eval(), without gradients, started from the identity; `polish` runs point-to-plane ICP after it."""
+    """A network in eval(), without gradients, started from the identity; `polish` runs symmetric ICP after it."""
 
     name: str
     network: RegistrationNetwork

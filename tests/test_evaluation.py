@@ -350,3 +350,11 @@ def test_slices_show_the_energy_and_where_rays_violate(bowl):
     x = torch.deg2rad(cut.offsets_deg)
     angle = torch.hypot(x[:, None], x[None, :])
     torch.testing.assert_close(cut.plane, (1 - torch.cos(angle)).expand(3, 37, 37), atol=1e-5, rtol=1e-5)
+
+
+def test_the_polish_leaves_a_pose_from_which_it_would_run_away():
+    """A plate slides along itself: what ICP makes of it is far from the start, and not taken."""
+    rng = np.random.default_rng(0)
+    plates = [np.column_stack([rng.uniform(-1, 1, (400, 2)), 0.01 * rng.normal(size=400)]) for _ in range(2)]
+    start = pose(20.0, (1, 0, 0), (0.0, 0.1, 0.0))
+    np.testing.assert_array_equal(polished(*plates, start), start)

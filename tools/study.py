@@ -215,7 +215,7 @@ def table(out: Path, architectures: Sequence[str], columns: Sequence[str], seeds
         for name in ("learned", "polished"):
             rows = [[f"{column} ({len(found)})", *row(found, name)] for column, found in cells.items() if found]
             rows += [[baseline, *row(read(out, "baselines", "none", [0]), baseline)] for baseline in BASELINES]
-            title = architecture if name == "learned" else f"{architecture}, then point-to-plane ICP"
+            title = architecture if name == "learned" else f"{architecture}, then polished by ICP"
             parts.append(f"### {title}\n\n" + markdown(["column (seeds)", *headings()], rows))
     return "\n\n".join(parts)
 
