@@ -26,10 +26,10 @@ from dlc_reg._parallel import Processes, processes
 from dlc_reg._recipe import Convexify, Data, Loss, Optimizer, Recipe, Validation, load_recipe, make_recipe
 from dlc_reg._training_log import NAME, Log
 from dlc_reg._training_pairs import make_pairs
+from dlc_reg._validation import rank, validate
 from dlc_reg.errors import InputError
 from dlc_reg.io import replacing
-from dlc_reg.metrics import recall, rotation_error, translation_error
-from dlc_reg.protocols import PairBatch, PairDataset, Shapes, collate
+from dlc_reg.protocols import PairBatch, Shapes, collate
 from dlc_reg.registration.learned.frame import RegistrationNetwork
 
 __all__ = [
@@ -238,7 +238,7 @@ class _Run:
             return {}
         steps = self.recipe.validation.iterations or None
         figures = validate(self.network, self.held_out, device=self.group.device, iterations=steps)
-        if not self.best or _rank(figures) > _rank(self.best["figures"]):
+        if not self.best or rank(figures) > rank(self.best["figures"]):
             weights = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
             self.best = {"network": weights, "figures": {**figures, "step": float(self.step)}}
         return {f"validation_{name}": value for name, value in figures.items()}
@@ -258,33 +258,6 @@ class _Run:
         return Trained(network.eval(), self.recipe, figures, self.costs, self.seconds / max(self.step, 1), count)
 
 
-@torch.no_grad()
-def validate(
-    network: RegistrationNetwork,
-    pairs: PairDataset,
-    *,
-    device: Any = "cpu",
-    iterations: int | None = None,
-    batch: int = 32,
-) -> dict[str, float]:
-    """Success within 5 degrees, mean isotropic errors (degrees, the points' unit) and seconds a pair, in eval()."""
-    training, began = network.training, time.perf_counter()
-    network.eval()
-    errors = []
-    for start in range(0, len(pairs), batch):
-        given = collate([pairs[i] for i in range(start, min(start + batch, len(pairs)))]).to(device)
-        masks = given.source_mask, given.target_mask
-        omega = network(given.source, given.target, *masks, iterations=iterations).omega
-        errors.append(torch.stack([rotation_error(omega, given.truth), translation_error(omega, given.truth)], -1))
-    network.train(training)
-    e = torch.nan_to_num(torch.cat(errors).cpu(), nan=math.pi)
-    e[:, 0] = torch.rad2deg(e[:, 0])
-    took = (time.perf_counter() - began) / len(pairs)
-    success = recall(e[:, 0], torch.tensor(5.0)).item()
-    return {"success": success, "rotation_deg": e[:, 0].mean().item(), "translation": e[:, 1].mean().item(),
-            "seconds": took}  # fmt: skip
-
-
 def _schedule(settings: Optimizer, step: int) -> float:
     """The share of the full rate at a step."""
     if step < settings.warm_up:
@@ -296,8 +269,3 @@ def _schedule(settings: Optimizer, step: int) -> float:
 def _mixed(seed: int, step: int) -> int:
     """One seed of two numbers, without visible relation to either."""
     return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _rank(figures: dict[str, float]) -> tuple[float, float]:
-    """More is better: success, and among equals the smaller mean error."""
-    return figures["success"], -figures["rotation_deg"]

@@ -33,7 +33,7 @@ OWNERS = {
     "_recipe": "training", "_losses": "training", "_parallel": "training", "_training_log": "training",
     "_methods": "evaluation", "_symmetry": "evaluation", "_landscapes": "evaluation", "_tables": "evaluation",
     "_baselines": "evaluation",
-    "_around": "protocols", "_training_pairs": "training",
+    "_around": "protocols", "_training_pairs": "training", "_validation": "training",
 }  # fmt: skip
 ORDERED = {
     "registration": [
