@@ -25,7 +25,8 @@ FAR, NEAR, STEPS = 1.0, 0.2, 100
 NORMALS_FROM = 20  # neighbours
 FEATURE_RADIUS, MATCH_DISTANCE = 0.3, 0.1  # of FPFH, and of the global methods of Open3D
 RESTARTS = 32
-POLISH_REACH, POLISH_TURN_DEG, POLISH_SHIFT = (2.0, 1.5), 5.0, 1.5  # chosen on CAD shapes, from 1.5 to 4 degrees
+POLISH_REACH, POLISH_TURN_DEG, POLISH_SHIFT = (2.0, 1.5), 5.0, 1.5  # chosen on CAD shapes
+WHOLE = 0.92
 
 
 def identity(source: Array, target: Array) -> Array:
@@ -191,16 +192,21 @@ METHODS: dict[str, tuple[Callable[[Array, Array], Array], str | None]] = {
 def polished(source: Array, target: Array, pose: Array) -> Array:
     """Symmetric ICP from `pose`, with correspondences up to 2 and then 1.5 spacings of the target.
 
-    Where it would turn by more than `POLISH_TURN_DEG` or move the source's middle by more than `POLISH_SHIFT` spacings,
-    it has run away along a surface, and the pose is left as it was.
+    Where the clouds overlap in part ICP may run away along a surface. So a result that turns by `POLISH_TURN_DEG` or
+    moves the source's middle by `POLISH_SHIFT` spacings is taken only if `WHOLE` of either cloud then lies on the
+    other, within 2 spacings.
     """
     clouds = [PointCloud.from_any(c).with_normals(NORMALS_FROM, num_threads=1) for c in (source, target)]
     spacing, found = clouds[1].spacing, pose
     for reach in POLISH_REACH:
         found = _icp(clouds[0], clouds[1], Symmetric(), found, reach * spacing, 30)
     turned = float(rotation_error(found, pose).rad2deg())
-    shift = np.linalg.norm(_moved(found, source.mean(0)) - _moved(pose, source.mean(0)))
-    return found if turned < POLISH_TURN_DEG and shift < POLISH_SHIFT * spacing else pose
+    moved, before = _moved(found, source), _moved(pose, source)
+    shift = np.linalg.norm(moved.mean(0) - before.mean(0))
+    if turned < POLISH_TURN_DEG and shift < POLISH_SHIFT * spacing:
+        return found
+    distances = [ops.knn(a, b, num_threads=1)[0] for a, b in ((moved, target), (target, moved))]
+    return found if min((d < 2 * spacing).mean() for d in distances) >= WHOLE else pose
 
 
 def _pose(rotation: Array, translation: Array) -> Array:

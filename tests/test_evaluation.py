@@ -352,9 +352,12 @@ def test_slices_show_the_energy_and_where_rays_violate(bowl):
     torch.testing.assert_close(cut.plane, (1 - torch.cos(angle)).expand(3, 37, 37), atol=1e-5, rtol=1e-5)
 
 
-def test_the_polish_leaves_a_pose_from_which_it_would_run_away():
-    """A plate slides along itself: what ICP makes of it is far from the start, and not taken."""
+def test_the_polish_takes_a_far_step_only_where_the_clouds_then_lie_on_each_other():
+    """Plates of which half overlaps could slide anywhere; whole blocks have no such choice."""
     rng = np.random.default_rng(0)
     plates = [np.column_stack([rng.uniform(-1, 1, (400, 2)), 0.01 * rng.normal(size=400)]) for _ in range(2)]
+    plates[1][:, 0] += 1.0
     start = pose(20.0, (1, 0, 0), (0.0, 0.1, 0.0))
     np.testing.assert_array_equal(polished(*plates, start), start)
+    source, target, truth = pair_of_blocks(30.0, points=800)
+    assert degrees_off(polished(source, target, truth @ pose(9.0, (1, 0, 0))), truth) < 0.6
