@@ -44,6 +44,8 @@ def main(arguments: list[str] | None = None) -> None:
 def name(weights: str) -> str:
     """A run's folder says more than weights.safetensors."""
     path = Path(weights)
+    if path.parent.name.startswith("seed-"):  # a cell of the study
+        return "/".join(path.parts[-4:-1])
     return path.parent.name if path.name == "weights.safetensors" and path.parent.name else path.stem
 
 
