@@ -3,6 +3,7 @@
     apt-get download sweethome3d-furniture kicad-packages3d && pip download --no-deps pybullet   # 600 MB, in a folder
     python datasets/cad.py --packages FOLDER --output cad.npz           # minutes; whichever of the three are there
     python datasets/cad.py --from-npz cad_2048.npz --output cad.npz     # converts a set made before
+    python datasets/cad.py --from-npz cad.npz --without CC-BY-SA-4.0 --output shipped.npz      # what weights ship from
 
 Sweet Home 3D's furniture (CC0, CC-BY-3.0; OBJ in zip archives), at most --per-category parts a category of KiCad's
 packages3d (CC-BY-SA-4.0 with an exception; those under the GPL are left out; VRML) and the 1,000 objects of pybullet's
@@ -139,7 +140,7 @@ def sample(row: Row, points: int) -> tuple[np.ndarray, np.ndarray]:
     return to_unit_sphere(cloud.points).astype(np.float16), normals_to_int8(cloud.normals)
 
 
-def build(folder: Path, points: int, per_category: int) -> dict[str, object]:
+def build(folder: Path, points: int, per_category: int) -> dict[str, np.ndarray]:
     sources = {
         "sweethome3d-furniture_*.deb": furniture,
         "kicad-packages3d_*.deb": lambda package: parts(package, per_category),
@@ -169,12 +170,15 @@ def main(arguments: list[str] | None = None) -> None:
     given.add_argument("--from-npz", type=Path)
     parser.add_argument("--points", type=int, default=2048)
     parser.add_argument("--per-category", type=int, default=14, help="parts of KiCad a category")
+    parser.add_argument("--without", action="append", default=[], metavar="LICENCE", help="leave such rows out")
     options = parser.parse_args(arguments)
     if options.from_npz is not None:
         with np.load(options.from_npz, allow_pickle=False) as data:
-            save(options.output, **{key: data[key] for key in data.files})
+            columns = {key: data[key] for key in data.files}
     else:
-        save(options.output, **build(options.packages, options.points, options.per_category))
+        columns = build(options.packages, options.points, options.per_category)
+    kept = ~np.isin(columns["licence"], options.without)
+    save(options.output, **{key: column[kept] for key, column in columns.items()})
 
 
 if __name__ == "__main__":

@@ -140,7 +140,8 @@ class LevenbergMarquardt:
             pending = pending & (predicted > epsilon * value.abs())
             if not pending.any():
                 break
-            ratio = (value - value_of(objective, self.manifold.retract(omega, xi), data).detach()) / predicted
+            with torch.no_grad():
+                ratio = (value - value_of(objective, self.manifold.retract(omega, xi), data)) / predicted
             good = pending & (ratio > 0)
             taken = torch.where(good[..., None], xi, taken)
             shrunk = damping * (1 - (2 * ratio - 1) ** 3).clamp(min=1 / 3)

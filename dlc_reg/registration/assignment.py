@@ -102,7 +102,7 @@ class SoftAssignment:
     def _one_way(logits: Tensor, weight: Tensor, outlier: Tensor | None) -> Tensor:
         explained = logits.logsumexp(-1)
         if outlier is not None:
-            explained = torch.logaddexp(explained, outlier[..., None].expand_as(explained))
+            explained = _log_sum(explained, outlier[..., None])
         return -(weight * explained).sum(-1)
 
 
@@ -151,8 +151,13 @@ def _shares(logits: Tensor, outlier: Tensor | None) -> Tensor:
     """Softmax over the last dimension and the outlier, which gets no column."""
     if outlier is None:
         return logits.softmax(-1)
-    total = torch.logaddexp(logits.logsumexp(-1, keepdim=True), outlier[..., None, None])
+    total = _log_sum(logits.logsumexp(-1, keepdim=True), outlier[..., None, None])
     return (logits - total).exp()
+
+
+def _log_sum(a: Tensor, b: Tensor) -> Tensor:
+    """log(exp(a) + exp(b)); torch.logaddexp's second derivative is NaN where the two lie far apart."""
+    return torch.stack([a, b.expand_as(a)]).logsumexp(0)
 
 
 def transform(omega: Tensor, points: Tensor) -> Tensor:

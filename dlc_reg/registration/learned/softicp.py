@@ -9,6 +9,7 @@ from torch.nn import functional
 from dlc_reg import ops
 from dlc_reg.iterate import Solution
 from dlc_reg.networks.invariant import InvariantEncoder
+from dlc_reg.networks.neighbours import blanked
 from dlc_reg.registration.assignment import ABSENT, Assignment, SoftAssignment
 from dlc_reg.registration.learned.frame import RegistrationNetwork, check_batch
 
@@ -47,6 +48,7 @@ class SoftICP(RegistrationNetwork):
     def encode(
         self, source: Tensor, target: Tensor, source_mask: Tensor | None = None, target_mask: Tensor | None = None
     ) -> Assignment:
+        source, target = blanked(source, source_mask), blanked(target, target_mask)
         a, b, a_logit, b_logit = self.encoder(source, target, source_mask, target_mask)
         affinity = 2 * self.log_gamma.exp() * (a @ b.mT - 1)
         affinity = affinity + functional.logsigmoid(a_logit)[..., None] + functional.logsigmoid(b_logit)[..., None, :]
