@@ -11,20 +11,22 @@ from dlc_reg.iterate import Solution
 from dlc_reg.networks.invariant import InvariantEncoder
 from dlc_reg.networks.neighbours import blanked
 from dlc_reg.registration.assignment import ABSENT, Assignment, SoftAssignment
+from dlc_reg.registration.global_search import super_fibonacci
 from dlc_reg.registration.learned.frame import RegistrationNetwork, check_batch
 
 MATCHES, TOLERANCE, SEEDS = 256, 0.08, 64  # of the features' matches that propose poses; clouds are about two wide
 SCREENED = 256  # points of the source that choose among starts
-WIDENING = (1 / 64, 1 / 16, 1 / 4)  # of the sharpness, before the last iterations at the learned one
+WIDENING = ((1 / 64, 24), (1 / 16, 12), (1 / 4, 6))  # factors of the sharpness, and how many starts survive each
 
 
 class SoftICP(RegistrationNetwork):
     """E of `SoftAssignment` with a_ij = -gamma |phi(p_i) - phi(q_j)|^2 + log s_i + log s_j, s the probability that a
     point has a counterpart; gamma, beta and the outlier level are learned.
 
-    In `eval()` it starts from several poses: the given one, the one that the features alone say, and `hypotheses` more
-    from matches of features whose distances agree. Each descends E, widened at first; the lowest is the answer, but a
-    start by features has to beat the given start by `preference` [nat a point].
+    In `eval()` it starts from several poses: the given one, the one that the features alone say, `hypotheses` from
+    matches of features whose distances agree, and `turns` spread evenly that bring the centres together. All descend E,
+    widened at first, and the worse ones are given up on the way. The lowest is the answer, but it has to beat the given
+    start's by `preference` [nat a point]. Without hypotheses and turns only the given start is used.
     """
 
     def __init__(
@@ -34,13 +36,14 @@ class SoftICP(RegistrationNetwork):
         heads: int = 4,
         blocks: int = 2,
         anchors: int = 128,
-        hypotheses: int = 6,
+        hypotheses: int = 8,
+        turns: int = 60,
         preference: float = 0.02,
     ) -> None:
         super().__init__()
         self.encoder = InvariantEncoder(width, out, heads, blocks, anchors)
         self.energy = SoftAssignment(both_ways=True)
-        self.hypotheses, self.preference = hypotheses, preference
+        self.hypotheses, self.turns, self.preference = hypotheses, turns, preference
         self.log_gamma = nn.Parameter(torch.tensor(2.0))
         self.log_beta = nn.Parameter(torch.tensor(5.0))
         self.outlier = nn.Parameter(torch.tensor(-6.0))
@@ -80,7 +83,7 @@ class SoftICP(RegistrationNetwork):
         init: Tensor | None = None,
         iterations: int | None = None,
     ) -> Solution:
-        if self.training or not self.hypotheses:
+        if self.training or not (self.hypotheses or self.turns):
             return super().forward(source, target, source_mask, target_mask, init=init, iterations=iterations)
         check_batch(source, target, source_mask, target_mask, init)
         with torch.no_grad():
@@ -90,23 +93,42 @@ class SoftICP(RegistrationNetwork):
         return self.solve(encoded, best, iterations)
 
     def starts(self, encoded: Assignment, given: Tensor) -> Tensor:
-        """(2 + hypotheses, B, 4, 4): the given start (B, 4, 4), the features' own, and the best of the matches'."""
+        """(2 + hypotheses + turns, B, 4, 4): the given start (B, 4, 4) first."""
         flat = encoded._replace(sharpness=torch.zeros_like(encoded.sharpness))
-        proposals = [self._proposals(encoded, b) for b in range(len(given))]
-        return torch.cat([given[None], self.step(given, flat)[None], torch.stack(proposals, dim=1).to(given)])
+        parts = [given[None], self.step(given, flat)[None], self._turned(encoded)]
+        if self.hypotheses:
+            parts.append(torch.stack([self._proposals(encoded, b) for b in range(len(given))], dim=1).to(given))
+        return torch.cat(parts)
 
     def choose(self, encoded: Assignment, starts: Tensor) -> Tensor:
         """The best (B, 4, 4) of `starts` (S, B, 4, 4), the first of which is the given one, after a short descent."""
         omega = starts
-        for factor in WIDENING:
+        for factor, count in WIDENING:
             wide = encoded._replace(sharpness=encoded.sharpness * factor)
             for _ in range(2):
                 omega = self.step(omega, wide)
+            energy = self.value(omega, wide)
+            energy[0] = -torch.inf  # never given up
+            kept = energy.argsort(dim=0, stable=True)[:count, :, None, None]
+            omega = omega.take_along_dim(kept, 0)
         omega = self.step(omega, encoded)
         energy = self.value(omega, encoded)
         energy[0] -= self.preference
-        best = energy.argmin(0)
-        return omega[best, torch.arange(len(best), device=best.device)]
+        return omega.take_along_dim(energy.argmin(0)[None, :, None, None], 0)[0]
+
+    def _turned(self, encoded: Assignment) -> Tensor:
+        """(turns, B, 4, 4): rotations spread evenly, with the translation that takes centre to centre."""
+        p, q = (
+            (weight[..., None] * points).sum(1)
+            for weight, points in (
+                (encoded.source_weight, encoded.source),
+                (encoded.target_weight, encoded.target),
+            )
+        )
+        poses = self.start(encoded.source).repeat(self.turns, 1, 1, 1)
+        poses[..., :3, :3] = super_fibonacci(self.turns).to(p)[:, None]
+        poses[..., :3, 3] = q - (poses[..., :3, :3] @ p[..., None])[..., 0]
+        return poses
 
     def _proposals(self, encoded: Assignment, b: int) -> Tensor:
         """(hypotheses, 4, 4): poses on which matches of features agree, the lowest energies of one pair."""
