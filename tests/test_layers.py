@@ -43,7 +43,8 @@ ORDERED = {
 ALLOWED = {("cli", "report"), ("t", "pipelines")}  # among siblings
 LAZY = {("registration.result", "report")}  # upwards, but only inside a function
 HEAVY = {
-    "open3d", "trimesh", "plotly", "matplotlib", "pypcd4", "laspy", "scipy", "click", "tqdm", "safetensors", "small_gicp",
+    "open3d", "trimesh", "plotly", "matplotlib", "pypcd4", "laspy", "scipy", "click", "tqdm", "safetensors",
+    "small_gicp",
 }  # fmt: skip
 
 

@@ -1,0 +1,200 @@
+"""The learned model where people meet it: `register`, the Open3D face, and a batch of clouds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from registering import NEAR, any_pose, distance, move, pose, same_bytes, scaling, thin
+
+import dlc_reg
+from dlc_reg.errors import InputError
+from dlc_reg.networks.invariant import InvariantEncoder, invariants
+from dlc_reg.pipelines import registration as reg
+from dlc_reg.registration.assignment import Assignment, SoftAssignment
+from dlc_reg.registration.learned.apply import SHIPPED, estimate, shipped
+from dlc_reg.registration.learned.softicp import SoftICP
+from dlc_reg.registration.learned.weights import load_model, shipped_models
+
+
+@pytest.fixture(scope="module")
+def whole(bunny_pair):
+    """Two samples without a common point of the bunny as one scan sees it, 900 points each."""
+    order = np.random.default_rng(3).permutation(len(bunny_pair.target))
+    return bunny_pair.target[order[:900]], bunny_pair.target[order[900:1800]]
+
+
+# --- register --------------------------------------------------------------------------------------------------------
+def test_the_shipped_model_is_small_and_describes_itself():
+    model = shipped()
+    assert SHIPPED in shipped_models() and isinstance(model, SoftICP) and not model.training
+    assert sum(p.numel() for p in model.parameters()) * 4 < 2e6
+    assert {"recipe", "figures", "data", "command"} <= set(model.card)
+    assert dlc_reg.load_model(SHIPPED).card == model.card
+
+
+def test_the_learned_method_finds_the_real_pair_from_a_far_pose(bunny_pair, rng):
+    away = any_pose(rng, shift=0.2)
+    result = dlc_reg.register(move(away, bunny_pair.source), bunny_pair.target, method="learned")
+    truth = bunny_pair.T_target_source @ np.linalg.inv(away)
+    assert distance(result.transformation, truth, move(away, bunny_pair.source)) < NEAR
+    assert "learn" in result.timings and result.settings["method"] == "learned"
+
+
+@pytest.mark.parametrize("angle", [60, 120, 180])
+def test_whole_clouds_are_found_at_any_angle(whole, angle):
+    source, target = whole
+    truth = pose([1.0, 2.0, -0.5], angle, (0.1, -0.05, 0.02))
+    result = dlc_reg.register(source, move(truth, target), method="learned")
+    assert distance(result.transformation, truth, source) < NEAR
+
+
+@pytest.mark.parametrize("change", [scaling(1000.0), pose([0, 0, 1], 0, (4.5e5, 5.8e6, 300.0))])
+def test_unit_and_place_do_not_matter(whole, change):
+    source, target = whole
+    plain = dlc_reg.register(source, target, method="learned").transformation
+    changed = dlc_reg.register(move(change, source), move(change, target), method="learned").transformation
+    assert distance(changed @ change, change @ plain, source) < 1e-3
+
+
+def test_the_answer_does_not_depend_on_threads(whole):
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        results.append(dlc_reg.register(*whole, method="learned", num_threads=threads))
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
+    same_bytes(*results)
+
+
+def test_auto_asks_the_model_beside_the_classical_search(whole, monkeypatch):
+    """Its pose is among the candidates: where it alone knows the answer, auto finds it."""
+    asked = []
+    monkeypatch.setattr(dlc_reg.api, "estimate", lambda model, *clouds: asked.append(clouds) or torch.eye(4).double())
+    result = dlc_reg.register(*whole)
+    assert len(asked) == 1
+    assert distance(result.transformation, np.eye(4), whole[0]) < NEAR
+    asked.clear()
+    dlc_reg.register(*whole, method="global")
+    dlc_reg.register(*whole, method="point_to_plane")
+    assert not asked
+
+
+def test_a_scale_is_not_for_the_learned_method(whole):
+    with pytest.raises(InputError, match="method"):
+        dlc_reg.register(*whole, method="learned", with_scaling=True)
+
+
+# --- by Open3D's names -----------------------------------------------------------------------------------------------
+def test_registration_icp_leaves_the_basin_that_point_to_point_is_stuck_in(whole):
+    source, target = whole
+    truth = pose([0.3, 1.0, 0.2], 110, (0.02, 0.0, 0.01))
+    far = move(truth, target)
+    stuck = reg.registration_icp(source, far, 0.02, np.eye(4))
+    found = reg.registration_icp(source, far, 0.02, np.eye(4), reg.TransformationEstimationLearned())
+    assert distance(stuck.transformation, truth, source) > 0.2
+    assert distance(found.transformation, truth, source) < NEAR
+    assert found.fitness > 0.9
+
+
+def test_registration_icp_takes_weights_by_name_and_refuses_others(whole, tmp_path):
+    estimation = reg.TransformationEstimationLearned(SHIPPED)
+    assert reg.registration_icp(*whole, 0.02, np.eye(4), estimation).fitness > 0.9
+    with pytest.raises(InputError, match=SHIPPED):
+        reg.registration_icp(*whole, 0.02, np.eye(4), reg.TransformationEstimationLearned(tmp_path / "none"))
+
+
+# --- as a module -----------------------------------------------------------------------------------------------------
+def test_a_batch_of_ragged_clouds_is_registered_in_one_call(whole, rng):
+    model = load_model(SHIPPED)
+    source, target = (np.float32(10 * (c - c.mean(0))) for c in whole)
+    truths = [pose(rng.normal(size=3), 150, rng.normal(size=3) * 0.2) for _ in range(3)]
+    counts = (900, 700, 500)
+    sources, targets = torch.zeros(3, 900, 3), torch.zeros(3, 900, 3)
+    mask = torch.arange(900) < torch.tensor(counts)[:, None]
+    for b, (truth, count) in enumerate(zip(truths, counts, strict=True)):
+        sources[b, :count] = torch.from_numpy(thin(source, count, b))
+        targets[b, :count] = torch.from_numpy(np.float32(move(truth, thin(target, count, b + 9))))
+    solution = model(sources, targets, mask, mask)
+    offset = np.eye(4)
+    offset[:3, 3] = 10 * (whole[0].mean(0) - whole[1].mean(0))
+    for found, truth in zip(solution.omega.numpy(), truths, strict=True):
+        assert distance(found, truth @ offset, source) < 5 * NEAR
+
+
+def test_estimate_brings_an_exact_rotation_and_uses_the_start():
+    """A model that returns its start: what comes back is the start itself, in the clouds' own coordinates."""
+
+    class Still(SoftICP):
+        def forward(self, source, target, *masks, init, **options):
+            assert float(source.norm(dim=-1).max()) < 2.5
+            return self.solve(self.encode(source, target), init, 0)
+
+    rng = np.random.default_rng(1)
+    points = torch.from_numpy(rng.normal(size=(80, 3)) * [300, 200, 100]).float()
+    start = torch.from_numpy(any_pose(rng, shift=500))
+    found = estimate(Still(width=16, out=8, heads=2, blocks=1).eval(), points, points + 40, start)
+    torch.testing.assert_close(found, start, rtol=0, atol=1e-3)
+    torch.testing.assert_close(found[:3, :3] @ found[:3, :3].mT, torch.eye(3).double(), rtol=0, atol=1e-14)
+
+
+# --- the features ----------------------------------------------------------------------------------------------------
+def test_invariants_do_not_turn_but_see_a_mirror():
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(5, 4, 3, generator=generator, dtype=torch.float64)
+    normals = torch.nn.functional.normalize(torch.randn(5, 3, generator=generator, dtype=torch.float64), dim=-1)
+    turn = torch.from_numpy(any_pose(np.random.default_rng(2))[:3, :3])
+    plain = invariants(vectors, normals)
+    torch.testing.assert_close(invariants(vectors @ turn.T, normals @ turn.T), plain)
+    torch.testing.assert_close(invariants(vectors, -normals), plain)  # a normal's sign is not known
+    mirror = torch.diag(torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64))
+    mirrored = invariants(vectors @ mirror, normals @ mirror)
+    torch.testing.assert_close(mirrored[:, :20], plain[:, :20])
+    torch.testing.assert_close(mirrored[:, 20:], -plain[:, 20:])
+    by_hand = 4 * torch.linalg.det(vectors[:, :3])
+    torch.testing.assert_close(plain[:, 20], by_hand)
+
+
+def test_features_hardly_depend_on_the_pose(whole):
+    """Not at all but for the anchors, which are picked along a curve through space."""
+    torch.manual_seed(0)
+    encoder = InvariantEncoder(anchors=10**4).eval()  # every point an anchor: exact
+    cloud = torch.from_numpy(10 * (whole[0] - whole[0].mean(0))).float()[None]
+    turned = torch.from_numpy(move(pose([1, 2, 3], 77, (0.3, 0, 0)), cloud[0].numpy())).float()[None]
+    near = torch.cdist(cloud, cloud)  # far neighbours are every fifth point of the curve, so they are compared loosely
+    assert near.shape == (1, 900, 900)
+    with torch.no_grad():
+        a, b, _, _ = encoder(cloud, turned, None, None)
+    assert float((a * b).sum(-1).median()) > 0.98
+
+
+# --- the likelihood --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("both_ways", [False, True])
+def test_the_likelihood_is_that_of_the_mixture(both_ways):
+    """By loops, in logarithms."""
+    rng = np.random.default_rng(5)
+    p, q, a = rng.normal(size=(4, 3)), rng.normal(size=(5, 3)), -rng.uniform(size=(4, 5))
+    beta, o, volume = 3.0, -2.0, 4.18879
+    data = Assignment(
+        *(torch.from_numpy(x)[None] for x in (p, q, a)),
+        torch.tensor([beta]).double(), torch.tensor([o]).double(),
+        torch.full((1, 4), 1 / 4).double(), torch.full((1, 5), 1 / 5, dtype=torch.float64),
+    )  # fmt: skip
+    truth = any_pose(rng)
+    moved = move(truth, p)
+
+    def one_way(x, y, affinity):
+        total = 0.0
+        for i in range(len(x)):
+            joint = sum(np.exp(affinity[i, j] - beta * ((x[i] - y[j]) ** 2).sum()) for j in range(len(y))) + np.exp(o)
+            mass = sum(np.exp(affinity[i, j]) * (np.pi / beta) ** 1.5 for j in range(len(y))) + np.exp(o) * volume
+            total -= np.log(joint / mass) / len(x)
+        return total
+
+    expected = one_way(moved, q, a)
+    if both_ways:
+        expected = (expected + one_way(q, moved, a.T)) / 2
+    energy = SoftAssignment(both_ways=both_ways)
+    found = energy.negative_log_likelihood(torch.from_numpy(truth)[None], data, volume)
+    assert found.item() == pytest.approx(expected, rel=1e-10)
