@@ -23,7 +23,7 @@ class PublishedTable:
     differs: str
 
 
-_REGTR = "RegTR, CVPR 2022, table 2"
+_REGTR = "as quoted by RegTR, CVPR 2022"
 _MODELNET = "ModelNet40's last 20 categories, the papers' own test files; both clouds drawn from the same 2,048 points"
 _DEMO = "public notebook of the DLC authors' registration demo"
 
