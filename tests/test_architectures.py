@@ -28,7 +28,9 @@ SMALL = {
         "widths": (8, 16), "head": (16,), "out": 16, "neighbours": 12, "radius": 0.6,
         "parameter_widths": (8, 16), "parameter_head": (8,),
     },
-    "softicp": {"width": 16, "out": 16, "heads": 2, "blocks": 1, "anchors": 16},
+    "softicp": {
+        "width": 16, "out": 16, "heads": 2, "blocks": 1, "anchors": 16, "hypotheses": 0, "turns": 0,  # one start
+    },
 }  # fmt: skip
 EVERY = pytest.mark.parametrize("name", SMALL)
 REPEATED = ("dcp", "prnet", "rpmnet")

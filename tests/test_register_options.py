@@ -160,7 +160,7 @@ def test_progress_goes_to_standard_error(thin_source, thin_target, thin_result, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "fgr"}, r"method: got 'fgr'.*'auto', 'global', 'point_to_point'"),
+        ({"method": "fgr"}, r"method: got 'fgr'.*'auto', 'global', 'learned', 'point_to_point'"),
         ({"method": None}, r"method: got None"),
         ({"method": "symmetric", "with_scaling": True}, r"method: got 'symmetric' with with_scaling"),
         ({"device": "cuda"}, r"device: got 'cuda'.*'cpu'"),

@@ -137,7 +137,7 @@ def describe(points: Tensor, mask: Tensor | None, anchors: int) -> Shape:
     batch, count = points.shape[:2]
     real = torch.ones(batch, count, dtype=torch.bool, device=points.device) if mask is None else mask
     neighbours = torch.zeros(batch, count, NEAR + FAR, dtype=torch.long)
-    normals = torch.zeros(batch, count, 3)
+    normals = torch.zeros(batch, count, 3, dtype=torch.float32)
     anchor_rows, anchor_mask = (torch.zeros(batch, anchors, dtype=kind) for kind in (torch.long, torch.bool))
     for b, cloud in enumerate(points.detach().float().cpu()):
         rows = real[b].cpu().nonzero()[:, 0]

@@ -15,6 +15,7 @@ from dlc_reg.registration.learned.frame import RegistrationNetwork
 from dlc_reg.registration.learned.weights import load_model
 
 SHIPPED = "softicp"
+FEWEST = 8  # points of a cloud: fewer have no shape that features could tell
 POINTS = 640  # about so many of the larger cloud are used; the networks are trained with as many
 
 
@@ -28,10 +29,12 @@ def estimate(model: RegistrationNetwork, source: Tensor, target: Tensor, start: 
     """The pose (4, 4) float64 that `model` finds for points (N, 3) and (M, 3) from `start` (4, 4), T_target_source.
 
     Both clouds are thinned with one voxel size, moved to their centres, and shrunk by one factor into the unit ball,
-    where the networks are trained.
+    where the networks are trained. Clouds of fewer than eight points after that leave the start as it is.
     """
     voxel = max(voxel_size_for(points, POINTS) for points in (source, target))
     thin = [p if voxel == 0 else ops.voxel_downsample(p, voxel) for p in (source, target)]
+    if min(len(p) for p in thin) < FEWEST:
+        return start.double()
     centers = [p.double().mean(0) for p in thin]
     offsets = [p.double() - c for p, c in zip(thin, centers, strict=True)]
     radius = max(float(offset.norm(dim=1).quantile(0.98)) for offset in offsets)

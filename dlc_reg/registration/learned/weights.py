@@ -112,7 +112,7 @@ def _network(path: Path, file: Any) -> RegistrationNetwork:
         given, wanted = (s.get(differing[0], "nothing") for s in (shapes, expected))
         _refuse(path, f"'{differing[0][:80]}' of shape {given}", f"{wanted}")
     with torch.random.fork_rng(devices=[]):  # what it draws is overwritten
-        network = kind(**arguments)
+        network = kind(**arguments).float()
     network.load_state_dict({name: _sound(path, name, file.get_tensor(name)) for name in shapes})
     network.card = about["card"]
     return network.eval()
