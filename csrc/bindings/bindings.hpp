@@ -8,6 +8,7 @@ void bind_search(nanobind::module_& module);
 void bind_linearize(nanobind::module_& module);
 void bind_hypotheses(nanobind::module_& module);
 void bind_assignment(nanobind::module_& module);
+void bind_icp_batch(nanobind::module_& module);
 
 template <typename T>
 T* pointer(std::uintptr_t address) {

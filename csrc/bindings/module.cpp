@@ -5,4 +5,5 @@ NB_MODULE(_core, module) {
   bind_linearize(module);
   bind_hypotheses(module);
   bind_assignment(module);
+  bind_icp_batch(module);
 }

@@ -23,6 +23,7 @@ from dlc_reg.ops._hypotheses import (
     propose_poses,
     refine_poses,
 )
+from dlc_reg.ops._icp_batch import BatchResult, icp_batch
 from dlc_reg.ops._linearize import KERNELS, KINDS, Linearization, Moments, linearize
 from dlc_reg.ops._neighbourhoods import (
     estimate_covariances,
@@ -36,6 +37,7 @@ from dlc_reg.ops._search import SearchIndex, knn, radius_search
 __all__ = [
     "KERNELS",
     "KINDS",
+    "BatchResult",
     "Judgement",
     "Linearization",
     "Moments",
@@ -44,6 +46,7 @@ __all__ = [
     "estimate_covariances",
     "estimate_normals",
     "fpfh",
+    "icp_batch",
     "judge_poses",
     "knn",
     "linearize",

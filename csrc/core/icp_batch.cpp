@@ -1,0 +1,193 @@
+#include "core/icp_batch.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "core/kdtree.hpp"
+#include "core/linearize.hpp"
+#include "core/morton.hpp"
+#include "core/normals.hpp"
+#include "core/parallel.hpp"
+
+namespace dlc {
+namespace {
+
+constexpr int64_t kLeastPoints = 3;
+constexpr double kDamping = 1e-9;  // relative to the curvatures, where the correspondences leave a motion free
+
+struct Cloud {  // the points that the mask leaves, about their mean
+  Cloud(const float* rows, const uint8_t* mask, int64_t n) {
+    for (int64_t i = 0; i < n; ++i)
+      if (!mask || mask[i]) points.insert(points.end(), rows + 3 * i, rows + 3 * i + 3);
+    for (std::size_t i = 0; i < points.size(); ++i) mean[i % 3] += points[i];
+    for (double& x : mean) x /= static_cast<double>(std::max<int64_t>(1, size()));
+    for (std::size_t i = 0; i < points.size(); ++i) points[i] = static_cast<float>(points[i] - mean[i % 3]);
+  }
+  int64_t size() const { return static_cast<int64_t>(points.size() / 3); }
+
+  std::vector<float> points;
+  double mean[3] = {0, 0, 0};
+};
+
+double diagonal(const Cloud& cloud) {
+  float lo[3], hi[3];
+  bounding_box(cloud.points.data(), cloud.size(), lo, hi);
+  const double d[3] = {hi[0] - lo[0], hi[1] - lo[1], hi[2] - lo[2]};
+  return std::sqrt(dot(d, d));
+}
+
+struct Evaluation {
+  double count() const { return sums[kCount]; }
+  double rmse() const { return count() > 0 ? std::sqrt(sums[kSquaredDistance] / count()) : 0.0; }
+  double sums[kSums];
+};
+
+struct Pair {
+  Pair(const IcpBatchProblem& problem, const Cloud& source, const Cloud& target)
+      : tree(target.points.data(), target.size(), 1),
+        matches(static_cast<std::size_t>(source.size()), -1),
+        limit(squared_limit(problem.max_distance)) {
+    if (problem.kind == Kind::kPointToPlane) {
+      target_normals.resize(target.points.size());
+      normals(tree, target.points.data(), target.size(), problem.neighbours, std::numeric_limits<float>::infinity(),
+              target_normals.data(), nullptr, 1);
+    }
+    equations.kind = problem.kind;
+    equations.source = source.points.data(), equations.n = source.size();
+    equations.target = target.points.data(), equations.target_normals = target_normals.data();
+    equations.kernel = Kernel::kL2, equations.kernel_parameter = 1.0;
+    equations.indices = matches.data();
+  }
+
+  // The match before is the first bound of the next search.
+  Evaluation evaluate(const double pose[16]) {
+    for (int64_t i = 0; i < equations.n; ++i) {
+      const float* p = equations.source + 3 * i;
+      float q[3], d2;
+      for (int r = 0; r < 3; ++r) {
+        const double* row = pose + 4 * r;
+        q[r] = static_cast<float>(row[0] * p[0] + row[1] * p[1] + row[2] * p[2] + row[3]);
+      }
+      int32_t found = -1;
+      tree.nearest(q, limit, static_cast<int32_t>(matches[i]), found, d2);
+      matches[i] = found;
+    }
+    equations.transform = pose;
+    Evaluation evaluation;
+    linearize(equations, evaluation.sums, 1);
+    return evaluation;
+  }
+
+  KdTree tree;
+  std::vector<float> target_normals;
+  std::vector<int64_t> matches;
+  float limit;
+  LinearizeProblem equations{};
+};
+
+// Rz(x2) Ry(x1) Rx(x0), then the translation x3..5: the chart in which Open3D applies a step.
+void euler_motion(const double x[6], double out[16]) {
+  const double sx = std::sin(x[0]), cx = std::cos(x[0]), sy = std::sin(x[1]), cy = std::cos(x[1]);
+  const double sz = std::sin(x[2]), cz = std::cos(x[2]);
+  const double motion[16] = {cz * cy, cz * sy * sx - sz * cx, cz * sy * cx + sz * sx, x[3],
+                             sz * cy, sz * sy * sx + cz * cx, sz * sy * cx - cz * sx, x[4],
+                             -sy,     cy * sx,                cy * cx,                x[5],
+                             0,       0,                      0,                      1};
+  std::copy(motion, motion + 16, out);
+}
+
+void procrustes_motion(const double* sums, double out[16]) {
+  double rotation[9], translation[3];
+  procrustes(sums[0], sums + 1, sums + 4, sums + 7, rotation, translation);
+  for (int r = 0; r < 3; ++r) {
+    std::copy(rotation + 3 * r, rotation + 3 * r + 3, out + 4 * r);
+    out[4 * r + 3] = translation[r];
+  }
+}
+
+// The Gauss-Newton step. Free motions are left alone, as the least solution does, by damping the others hardly at all.
+bool gauss_newton(const double* sums, double x[6]) {
+  double h[21], b[6];
+  for (int i = 0; i < 6; ++i) b[i] = -sums[kGradient + i];
+  std::copy(sums + kHessian, sums + kHessian + 21, h);
+  if (ldlt6(h, b, x)) return true;
+  const double turning = kDamping * (h[0] + h[6] + h[11]), moving = kDamping * (h[15] + h[18] + h[20]);
+  for (int i : {0, 6, 11}) h[i] += turning;
+  for (int i : {15, 18, 20}) h[i] += moving;
+  return ldlt6(h, b, x);
+}
+
+// One step after `pose`; false where there is none.
+bool step(Kind kind, const double* sums, const double pose[16], double next[16]) {
+  double motion[16], x[6];
+  if (kind == Kind::kPointToPoint) {
+    procrustes_motion(sums, motion);
+  } else {
+    if (!gauss_newton(sums, x)) return false;
+    euler_motion(x, motion);
+  }
+  double total = 0.0;
+  for (int r = 0; r < 3; ++r)
+    for (int c = 0; c < 4; ++c) {
+      double entry = c == 3 ? motion[4 * r + 3] : 0.0;
+      for (int k = 0; k < 3; ++k) entry += motion[4 * r + k] * pose[4 * k + c];
+      next[4 * r + c] = entry;
+      total += entry;
+    }
+  return std::isfinite(total);
+}
+
+// The translation of a pose between clouds about their means from (sign = 1) or to (-1) that of the clouds as they are.
+void shift(const Cloud& source, const Cloud& target, double sign, double pose[16]) {
+  for (int r = 0; r < 3; ++r) pose[4 * r + 3] += sign * (dot(pose + 4 * r, source.mean) - target.mean[r]);
+}
+
+void register_pair(const IcpBatchProblem& problem, const IcpBatchAnswer& answer, int64_t b) {
+  double* const pose = answer.poses + 16 * b;
+  for (int i = 0; i < 16; ++i) pose[i] = problem.start ? problem.start[16 * b + i] : (i % 5 ? 0.0 : 1.0);
+  answer.fitness[b] = answer.rmse[b] = 0.0;
+  answer.iterations[b] = 0;
+  answer.converged[b] = false;
+  const auto mask = [b](const uint8_t* masks, int64_t n) { return masks ? masks + b * n : nullptr; };
+  const Cloud source(problem.source + 3 * b * problem.n, mask(problem.source_mask, problem.n), problem.n);
+  const Cloud target(problem.target + 3 * b * problem.m, mask(problem.target_mask, problem.m), problem.m);
+  if (std::min(source.size(), target.size()) < kLeastPoints) return;
+
+  Pair pair(problem, source, target);
+  double omega[16], next[16];
+  std::copy(pose, pose + 16, omega);
+  shift(source, target, 1.0, omega);
+  Evaluation now = pair.evaluate(omega);
+  const double size = static_cast<double>(source.size()), extent = diagonal(target);
+  bool converged = false;
+  int64_t taken = 0;
+  while (taken < problem.max_iterations && !converged && now.count() > 0) {
+    if (!step(problem.kind, now.sums, omega, next)) break;
+    std::copy(next, next + 12, omega);
+    ++taken;
+    const Evaluation after = pair.evaluate(omega);
+    converged = std::fabs(after.count() - now.count()) / size < problem.tolerance &&
+                std::fabs(after.rmse() - now.rmse()) < problem.tolerance * extent;
+    now = after;
+  }
+  answer.iterations[b] = taken;
+  if (!(now.count() > 0)) return;
+  answer.fitness[b] = now.count() / size;
+  answer.rmse[b] = now.rmse();
+  answer.converged[b] = converged;
+  if (taken == 0) return;
+  shift(source, target, -1.0, omega);
+  std::copy(omega, omega + 12, pose);
+}
+
+}  // namespace
+
+void icp_batch(const IcpBatchProblem& problem, const IcpBatchAnswer& answer, int num_threads) {
+  parallel_for(problem.batch, 1, num_threads, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) register_pair(problem, answer, b);
+  });
+}
+
+}  // namespace dlc
