@@ -48,12 +48,9 @@ struct Pair {
   Pair(const IcpBatchProblem& problem, const Cloud& source, const Cloud& target)
       : tree(target.points.data(), target.size(), 1),
         matches(static_cast<std::size_t>(source.size()), -1),
-        limit(squared_limit(problem.max_distance)) {
-    if (problem.kind == Kind::kPointToPlane) {
-      target_normals.resize(target.points.size());
-      normals(tree, target.points.data(), target.size(), problem.neighbours, std::numeric_limits<float>::infinity(),
-              target_normals.data(), nullptr, 1);
-    }
+        limit(squared_limit(problem.max_distance)),
+        neighbours(problem.neighbours) {
+    if (problem.kind == Kind::kPointToPlane) target_normals.resize(target.points.size());  // zeros
     equations.kind = problem.kind;
     equations.source = source.points.data(), equations.n = source.size();
     equations.target = target.points.data(), equations.target_normals = target_normals.data();
@@ -73,6 +70,7 @@ struct Pair {
       int32_t found = -1;
       tree.nearest(q, limit, static_cast<int32_t>(matches[i]), found, d2);
       matches[i] = found;
+      if (found >= 0 && equations.kind == Kind::kPointToPlane) need_normal(found);
     }
     equations.transform = pose;
     Evaluation evaluation;
@@ -80,10 +78,18 @@ struct Pair {
     return evaluation;
   }
 
+  // A normal costs as much as ten searches, and some points are never matched.
+  void need_normal(int64_t j) {
+    float* const normal = target_normals.data() + 3 * j;
+    if (normal[0] != 0 || normal[1] != 0 || normal[2] != 0) return;
+    normals(tree, equations.target + 3 * j, 1, neighbours, std::numeric_limits<float>::infinity(), normal, nullptr, 1);
+  }
+
   KdTree tree;
   std::vector<float> target_normals;
   std::vector<int64_t> matches;
   float limit;
+  int neighbours;
   LinearizeProblem equations{};
 };
 
