@@ -1,7 +1,9 @@
 """Reads pickles of NumPy arrays and plain containers, and nothing else: no code of the file is ever called.
 
 Python's pickles name functions to call. Only those few that rebuild arrays are admitted, each under its own name; any
-other makes the reading stop. PyTorch's `torch.save` files are pickles in a zip archive, or before 1.6 in a row.
+other makes the reading stop. An array's type is its name and byte order alone: types with fields or objects, and states
+that disagree with the name, could make NumPy take numbers for addresses. PyTorch's `torch.save` files are pickles in a
+zip archive, or before 1.6 in a row.
 """
 
 from __future__ import annotations
@@ -32,6 +34,13 @@ def _reconstruct(kind: object, shape: tuple[int, ...], code: bytes) -> np.ndarra
     return np.empty(0, "b")
 
 
+def _dtype(name: str, *_: object) -> np.dtype:
+    """A type of numbers or text, by its name; one of its own, never NumPy's, so that a state cannot change others."""
+    if not isinstance(name, str) or (kind := np.dtype(name, copy=True)).hasobject or kind.fields or kind.subdtype:
+        raise pickle.UnpicklingError(f"an array of {name!r:.80}")
+    return kind
+
+
 def _frombuffer(data: bytes, dtype: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
     """NumPy's arrays at protocol 5."""
     return np.frombuffer(data, dtype).reshape(shape, order="F" if order == "F" else "C")
@@ -46,7 +55,7 @@ def _scalar(dtype: np.dtype, data: bytes = b"") -> Any:
 ADMITTED: dict[tuple[str, str], Any] = {
     ("_codecs", "encode"): _encode,
     ("collections", "OrderedDict"): OrderedDict,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy", "dtype"): _dtype,
     ("numpy", "ndarray"): NDARRAY,
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _frombuffer for core in ("core", "_core")},
@@ -54,7 +63,20 @@ ADMITTED: dict[tuple[str, str], Any] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # the one written in Python, whose steps can be watched
+    dispatch = pickle._Unpickler.dispatch.copy()
+
+    def load_build(self) -> None:
+        """States of arrays and their types, and of nothing else; a type's may add a byte order to it."""
+        state, kind = self.stack[-1], self.stack[-2]
+        if not isinstance(kind, np.ndarray | np.dtype):
+            raise pickle.UnpicklingError(f"a state for {type(kind).__name__}")
+        if isinstance(kind, np.dtype) and state[2:] != kind.__reduce__()[2][2:]:
+            raise pickle.UnpicklingError(f"a state that does not belong to the type {kind}")
+        super().load_build()
+
+    dispatch[pickle.BUILD[0]] = load_build
+
     def find_class(self, module: str, name: str) -> Any:
         try:
             return ADMITTED[module, name]

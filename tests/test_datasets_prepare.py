@@ -229,8 +229,44 @@ class Huge:
         return np.ndarray, ((1 << 50,),)
 
 
+class Type:
+    """A type of this name with this state; the first below is one of objects that says it has none."""
+
+    def __init__(self, name, *state):
+        self.parts = np.dtype, (name, False, True), state
+
+    def __reduce__(self):
+        return self.parts
+
+
+class Addresses:
+    """An array of such a type, filled with numbers: NumPy would follow them."""
+
+    def __reduce__(self):
+        function, arguments, _ = np.zeros(1).__reduce__()
+        return function, arguments, (1, (1,), Type("V8", *OBJECTS), False, b"A" * 8)
+
+
+OBJECTS = 3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0
+
+
 @pytest.mark.parametrize(
-    "thing", [Hostile(), np.array([Hostile()], object), {"src": [Hostile()]}, Huge(), torch.ones(2), print]
+    "thing",
+    [
+        Hostile(),
+        np.array([Hostile()], object),
+        {"src": [Hostile()]},
+        Huge(),
+        torch.ones(2),
+        print,
+        Type("V8", *OBJECTS),
+        Addresses(),
+        Type("V8", 3, "|", None, None, None, 64, 1, 0),  # longer than it is
+        Type("V8", 3, "|", (np.dtype("f8"), (9,)), None, None, 8, 1, 0),
+        Type("f8", 3, "<", None, None, None, -1, -1, 63),  # numbers, said to be objects
+        np.zeros(2, [("a", "f8")]),
+    ],
+    ids=lambda thing: type(thing).__name__,
 )
 def test_pickles_that_could_do_harm_are_refused(thing, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
