@@ -177,7 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=256)
     parser.add_argument("--points", type=int, default=1024)
-    parser.add_argument("--data", type=Path, help="shapes that datasets/*.py prepared; their test split is used")
+    parser.add_argument("--data", type=Path, help="shapes that datasets/*.py prepared")
     parser.add_argument(
         "--max-distance", type=float, default=0.5, help="of correspondences, in the unit sphere's radius"
     )
@@ -185,10 +185,7 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.set_num_threads(1)
-    if options.data is None:
-        shapes = synthetic_shapes(options.pairs, 2 * options.points)
-    else:
-        shapes = Shapes.load(options.data).select(split="test")
+    shapes = Shapes.load(options.data) if options.data else synthetic_shapes(options.pairs, 2 * options.points)
     pairs = make_pairs(shapes, options.pairs, options.points)
     methods = competitors(pairs, options.max_distance)
     answers = {name: call() for name, call in methods.items()}
