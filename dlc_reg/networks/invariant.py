@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dlc_reg import ops
+from dlc_reg.errors import InputError
+from dlc_reg.networks.neighbours import check_counts, gather
 
 NEAR, FAR = 16, 20  # neighbours among all points, and among every fifth
 FAR_STEP = 5
@@ -39,11 +41,16 @@ class InvariantEncoder(nn.Module):
 
     def __init__(self, width: int = 96, out: int = 64, heads: int = 4, blocks: int = 2, anchors: int = 128) -> None:
         super().__init__()
+        check_counts(width=width, out=out, heads=heads, anchors=anchors)
+        if width % heads or blocks < 0:
+            raise InputError(
+                "width, heads, blocks", f"{width}, {heads}, {blocks}", "heads that divide width, 0 or more blocks"
+            )
         self.anchors = anchors
         self.edge = nn.Sequential(nn.Linear(EDGE_FEATURES, 32), nn.ReLU(), nn.Linear(32, 64), nn.ReLU())
         self.point = nn.Sequential(nn.Linear(2 * 64 + POINT_FEATURES, width), nn.ReLU(), nn.Linear(width, width))
-        self.own = nn.ModuleList(Attention(width, heads, own=True) for _ in range(blocks + 1))
-        self.other = nn.ModuleList(Attention(width, heads, own=False) for _ in range(blocks))
+        self.own = nn.ModuleList(AnchorAttention(width, heads, own=True) for _ in range(blocks + 1))
+        self.other = nn.ModuleList(AnchorAttention(width, heads, own=False) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, out + 1)
 
@@ -54,9 +61,9 @@ class InvariantEncoder(nn.Module):
         shapes = [describe(c, m, self.anchors) for c, m in zip(clouds, (source_mask, target_mask), strict=True)]
         x = [self._local(s) for s in shapes]
         for block, own in enumerate(self.own):
-            x = [own(f, _rows(f, s.anchors), s, c) for f, s, c in zip(x, shapes, clouds, strict=True)]
+            x = [own(f, gather(f, s.anchors), s, c) for f, s, c in zip(x, shapes, clouds, strict=True)]
             if block < len(self.other):
-                at = [_rows(f, s.anchors) for f, s in zip(x, shapes, strict=True)]
+                at = [gather(f, s.anchors) for f, s in zip(x, shapes, strict=True)]
                 other = self.other[block]
                 x = [other(x[i], at[1 - i], shapes[1 - i]) for i in (0, 1)]
         (a, a_logit), (b, b_logit) = (self._out(f) for f in x)
@@ -73,7 +80,7 @@ class InvariantEncoder(nn.Module):
         return functional.normalize(out[..., :-1], dim=-1), out[..., -1]
 
 
-class Attention(nn.Module):
+class AnchorAttention(nn.Module):
     """A pre-norm transformer block from all points to anchors.
 
     Within one cloud (`own`) each head adds -8 (d - r)^2 to its logits for the distance d, a preference for points about
@@ -107,7 +114,7 @@ class Attention(nn.Module):
             mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
             x = x + self.merge(mixed.transpose(1, 2).reshape(batch, count, width))
         else:
-            at = _rows(points, shape.anchors)
+            at = gather(points, shape.anchors)
             bias = bias - 8 * (torch.cdist(points, at)[:, None] - self.radii[:, None, None]).square()
             v = torch.cat([v, at[:, None].expand(-1, self.heads, -1, -1)], dim=-1)
             q, k = functional.pad(q, (0, 3)), functional.pad(k, (0, 3))  # kernels want heads of one size
@@ -164,16 +171,15 @@ def _neighbourhoods(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _products(points: Tensor, neighbours: Tensor, normals: Tensor) -> tuple[Tensor, Tensor]:
     """Edge features (B, N, K, EDGE_FEATURES) and point features (B, N, POINT_FEATURES)."""
-    flat = neighbours.flatten(1)
-    offset = _rows(points, flat).view(*neighbours.shape, 3) - points[:, :, None]
+    offset = gather(points, neighbours) - points[:, :, None]
     length = offset.norm(dim=-1)
     direction = offset / length.clamp(min=1e-9)[..., None]
-    n_i, n_j = normals[:, :, None], _rows(normals, flat).view(*neighbours.shape, 3)
+    n_i, n_j = normals[:, :, None], gather(normals, neighbours)
     near, far = offset[:, :, :NEAR].mean(2), offset[:, :, NEAR:].mean(2)
     reach_near, reach_far = (part.mean(2).clamp(min=1e-9) for part in (length[:, :, :NEAR], length[:, :, NEAR:]))
     bend = 4 * (normals * far).sum(-1) / reach_far  # to which side the surface bends, times the normal's sign
     bend_near = (normals * near).sum(-1) / reach_near
-    bend_i, bend_j = bend[:, :, None], bend.gather(1, flat).view_as(length)
+    bend_i, bend_j = bend[:, :, None], gather(bend[..., None], neighbours)[..., 0]
     along_i, along_j, turn = (n_i * direction).sum(-1), (n_j * direction).sum(-1), (n_i * n_j).sum(-1)
     edges = [
         length, along_i.square(), along_j.square(), turn.square(), along_i * along_j * turn,
@@ -189,8 +195,3 @@ def _products(points: Tensor, neighbours: Tensor, normals: Tensor) -> tuple[Tens
 def _padded(rows: Tensor, count: int) -> Tensor:
     """rows (N, k) -> (N, count), the last one repeated in clouds of too few points."""
     return torch.cat([rows, rows[:, -1:].expand(-1, count - rows.shape[1])], dim=1)
-
-
-def _rows(values: Tensor, rows: Tensor) -> Tensor:
-    """values (B, N, C) at rows (B, A): (B, A, C)."""
-    return values.gather(1, rows[..., None].expand(-1, -1, values.shape[-1]))

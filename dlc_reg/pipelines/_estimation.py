@@ -202,16 +202,15 @@ class TransformationEstimationLearned(TransformationEstimationPointToPoint):
 
     def __init__(self, weights: Any = None) -> None:
         super().__init__()
-        self.weights = weights
+        self._model = shipped() if weights is None else load_model(weights)
 
     def _start(self, s: Cloud, t: Cloud, init: Array) -> Array:
-        model = shipped() if self.weights is None else load_model(self.weights)
         centers = [cloud.points.mean(axis=0) for cloud in (s, t)]
         points = [torch.from_numpy((c.points - m).astype(np.float32)) for c, m in zip((s, t), centers, strict=True)]
         inward, outward = np.eye(4), np.eye(4)
         inward[:3, 3], outward[:3, 3] = centers
         local = torch.from_numpy(np.linalg.inv(outward) @ init @ inward)
-        found: Array = outward @ estimate(model, points[0], points[1], local).numpy() @ np.linalg.inv(inward)
+        found: Array = outward @ estimate(self._model, points[0], points[1], local).numpy() @ np.linalg.inv(inward)
         return found
 
 

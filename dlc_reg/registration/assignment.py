@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd.function import once_differentiable
 
 from dlc_reg import ops
 from dlc_reg.errors import InputError
@@ -213,6 +214,7 @@ class _PolarRotation(torch.autograd.Function):
         return nearest
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         # M = R P, P symmetric: R^T dR = X with V^T (R^T dM - dM^T R) V = S X + X S
         rotation, s, vt = ctx.saved_tensors

@@ -201,7 +201,7 @@ def voxel_size_for(points: Tensor, count: int) -> float:
     sample = points[:: max(1, len(points) // 60_000)]
     extent = float((sample.amax(0) - sample.amin(0)).norm())
     low, high = extent * 1e-4, extent
-    while high / low > 1.02:
+    while low > 0 and high / low > 1.02:
         middle = math.sqrt(low * high)
         if len(ops.voxel_downsample(sample, middle)) > count:
             low = middle

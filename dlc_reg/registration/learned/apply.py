@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dlc_reg import ops
+from dlc_reg.registration.assignment import polar_rotation
 from dlc_reg.registration.global_search import voxel_size_for
 from dlc_reg.registration.learned.frame import RegistrationNetwork
 from dlc_reg.registration.learned.weights import load_model
@@ -29,7 +30,8 @@ def estimate(model: RegistrationNetwork, source: Tensor, target: Tensor, start: 
     """The pose (4, 4) float64 that `model` finds for points (N, 3) and (M, 3) from `start` (4, 4), T_target_source.
 
     Both clouds are thinned with one voxel size, moved to their centres, and shrunk by one factor into the unit ball,
-    where the networks are trained. Clouds of fewer than eight points after that leave the start as it is.
+    where the networks are trained. Clouds of fewer than eight points after that, or of no
+    extent, leave the start as it is.
     """
     voxel = max(voxel_size_for(points, POINTS) for points in (source, target))
     thin = [p if voxel == 0 else ops.voxel_downsample(p, voxel) for p in (source, target)]
@@ -38,11 +40,15 @@ def estimate(model: RegistrationNetwork, source: Tensor, target: Tensor, start: 
     centers = [p.double().mean(0) for p in thin]
     offsets = [p.double() - c for p, c in zip(thin, centers, strict=True)]
     radius = max(float(offset.norm(dim=1).quantile(0.98)) for offset in offsets)
+    if not radius > 0:
+        return start.double()
     inward, outward = (_similarity(c, radius) for c in centers)
     with _one_thread(), torch.no_grad():
         init = torch.linalg.inv(outward) @ start.double() @ inward
         solution = model(*((offset / radius).float()[None] for offset in offsets), init=init.float()[None])
-    found: Tensor = outward @ _orthonormal(solution.omega[0].double()) @ torch.linalg.inv(inward)
+    pose = solution.omega[0].double()
+    pose[:3, :3] = polar_rotation(pose[:3, :3])  # float32 rounded it
+    found: Tensor = outward @ pose @ torch.linalg.inv(inward)
     return found
 
 
@@ -51,14 +57,6 @@ def _similarity(center: Tensor, radius: float) -> Tensor:
     matrix = torch.eye(4, dtype=torch.float64) * radius
     matrix[:3, 3], matrix[3, 3] = center, 1.0
     return matrix
-
-
-def _orthonormal(pose: Tensor) -> Tensor:
-    """The pose with its rotation, which float32 rounded, made one again."""
-    u, _, vt = torch.linalg.svd(pose[:3, :3])
-    exact = pose.clone()
-    exact[:3, :3] = u @ vt
-    return exact
 
 
 @contextmanager

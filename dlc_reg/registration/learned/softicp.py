@@ -7,11 +7,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dlc_reg import ops
+from dlc_reg.errors import InputError
 from dlc_reg.iterate import Solution
 from dlc_reg.networks.invariant import InvariantEncoder
-from dlc_reg.networks.neighbours import blanked
+from dlc_reg.networks.neighbours import blanked, gather, weights
 from dlc_reg.registration.assignment import ABSENT, Assignment, SoftAssignment
 from dlc_reg.registration.global_search import super_fibonacci
+from dlc_reg.registration.learned.dcp import products, without_padding
 from dlc_reg.registration.learned.frame import RegistrationNetwork, check_batch
 
 MATCHES, TOLERANCE, SEEDS = 256, 0.08, 64  # of the features' matches that propose poses; clouds are about two wide
@@ -41,6 +43,8 @@ class SoftICP(RegistrationNetwork):
         preference: float = 0.02,
     ) -> None:
         super().__init__()
+        if min(hypotheses, turns) < 0:
+            raise InputError("hypotheses, turns", f"{hypotheses}, {turns}", "numbers from 0")
         self.encoder = InvariantEncoder(width, out, heads, blocks, anchors)
         self.energy = SoftAssignment(both_ways=True)
         self.hypotheses, self.turns, self.preference = hypotheses, turns, preference
@@ -52,15 +56,15 @@ class SoftICP(RegistrationNetwork):
         self, source: Tensor, target: Tensor, source_mask: Tensor | None = None, target_mask: Tensor | None = None
     ) -> Assignment:
         source, target = blanked(source, source_mask), blanked(target, target_mask)
-        a, b, a_logit, b_logit = self.encoder(source, target, source_mask, target_mask)
-        affinity = 2 * self.log_gamma.exp() * (a @ b.mT - 1)
+        features = self.encoder(source, target, source_mask, target_mask)
+        a, b, a_logit, b_logit = (part.to(source.dtype) for part in features)  # energies are sharp, under autocast too
+        affinity = 2 * self.log_gamma.exp() * (products(a, b) - 1)
         affinity = affinity + functional.logsigmoid(a_logit)[..., None] + functional.logsigmoid(b_logit)[..., None, :]
-        real = [_real(c, m) for c, m in ((source, source_mask), (target, target_mask))]
-        affinity = affinity.masked_fill(~(real[0][:, :, None] & real[1][:, None, :]), ABSENT)
-        weights = [r / r.sum(1, keepdim=True).to(source.dtype) for r in real]
+        affinity = without_padding(affinity, source_mask, target_mask)
+        mass = weights(source, source_mask), weights(target, target_mask)
         batch = len(source)
         return Assignment(
-            source, target, affinity, self.log_beta.exp().expand(batch), self.outlier.expand(batch), *weights
+            source, target, affinity, self.log_beta.exp().expand(batch), self.outlier.expand(batch), *mass
         )
 
     def value(self, omega: Tensor, encoded: Assignment) -> Tensor:
@@ -134,7 +138,9 @@ class SoftICP(RegistrationNetwork):
         """(hypotheses, 4, 4): poses on which matches of features agree, the lowest energies of one pair."""
         one = encoded._replace(**{name: field[b : b + 1] for name, field in encoded._asdict().items()})
         log_p = one.affinity.log_softmax(-1) + one.affinity.log_softmax(-2)
+        log_p = log_p.masked_fill(one.affinity <= ABSENT, -torch.inf)
         best = log_p.flatten().topk(min(MATCHES, log_p.numel())).indices
+        best = best[log_p.flatten()[best] > -torch.inf]
         rows, columns = best // log_p.shape[-1], best % log_p.shape[-1]
         poses, _ = ops.propose_poses(
             one.source[0, rows].cpu(), one.target[0, columns].cpu(), TOLERANCE, max_seeds=SEEDS
@@ -149,16 +155,14 @@ class SoftICP(RegistrationNetwork):
 
 
 def _thinned(encoded: Assignment) -> Assignment:
-    """With at most `SCREENED` evenly chosen rows of the source."""
-    count = encoded.source.shape[1]
-    few = torch.linspace(0, count - 1, min(SCREENED, count)).round().long()
-    weight = encoded.source_weight[:, few]
+    """With at most `SCREENED` rows of the source, evenly chosen among the real ones."""
+    real = encoded.source_weight > 0
+    order = (~real).long().argsort(dim=1, stable=True)
+    share = torch.linspace(0, 1, min(SCREENED, real.shape[1]), dtype=encoded.source.dtype, device=real.device)
+    few = order.gather(1, (share * (real.sum(1, keepdim=True) - 1)).round().long())
+    weight = encoded.source_weight.gather(1, few)
     return encoded._replace(
-        source=encoded.source[:, few],
-        affinity=encoded.affinity[:, few],
+        source=gather(encoded.source, few),
+        affinity=gather(encoded.affinity, few),
         source_weight=weight / weight.sum(1, keepdim=True),
     )
-
-
-def _real(points: Tensor, mask: Tensor | None) -> Tensor:
-    return torch.ones(points.shape[:2], dtype=torch.bool, device=points.device) if mask is None else mask
