@@ -3,8 +3,9 @@
     total = contrastive * InfoNCE(E) + unrolled * sum_k w_k (|R_k - R*|_F^2 + |t_k - t*|^2) + matching * network's own
           + (dlc != "none") * ConvexifiedLoss
 
-Every random number is drawn for the batch of all processes together, and each takes its rows: what is learned does not
-depend on how many processes share the work.
+Every random number is drawn for the batch of all processes together, and each takes its rows. All terms are means over
+the batch, so that the mean over processes is what one would have; but not the worst ray, convexify.aggregate = "max",
+which training refuses with more than one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch.nn import functional
 from dlc_reg._around import Around
 from dlc_reg._recipe import Convexify, Recipe
 from dlc_reg.convexify import Ambient, Ball, Box, ConvexifiedLoss, Learned, Sampler, Scaled, Star
+from dlc_reg.errors import InputError
 from dlc_reg.manifold import SE3
 from dlc_reg.protocols import PairBatch
 from dlc_reg.registration.learned.frame import RegistrationNetwork
@@ -95,7 +97,8 @@ class Losses(nn.Module):
         self.weights = {"contrastive": weights.contrastive, "unrolled": weights.unrolled, "matching": weights.matching}
         self.weights = {name: weight for name, weight in self.weights.items() if weight}
         if "matching" in self.weights and not hasattr(network, "matching_loss"):
-            del self.weights["matching"]
+            given = f"{weights.matching} for {type(network).__name__}, which has no such loss"
+            raise InputError("loss.matching", given, "0")
         self.convexified: ConvexifiedLoss | None = None
         if recipe.dlc != "none":
             objective = network.value if recipe.dlc == "energy" else _label_loss

@@ -3,7 +3,8 @@
     result = train(load_recipe("recipes/softicp.toml"), Shapes.load("shapes.npz"), "runs/softicp")
 
 What a run learns depends on its recipe and its shapes alone: pairs and every other random number come from (seed,
-step), so that a run that was interrupted, or shared by more processes, goes the same way.
+step), so that a run that was interrupted goes the same way, and one that more processes share too, up to rounding and
+batch statistics.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def train(
         tensorboard: log there too, if it is installed.
 
     Under `torchrun` the batch is shared by the processes, and only the first writes. Batch statistics are a process's
-    own.
+    own. convexify.aggregate = "max" takes one process: the worst ray of the whole batch is not that of its parts.
     """
     with processes(device) as group, torch.random.fork_rng():
         run = _Run(recipe, shapes, Path(out), network or build_network(recipe), group)
@@ -130,6 +131,10 @@ class _Run:
     ) -> None:
         if recipe.optimizer.batch % group.count:
             raise InputError("optimizer.batch", str(recipe.optimizer.batch), f"a multiple of {group.count} processes")
+        if group.count > 1 and recipe.dlc != "none" and recipe.convexify.aggregate == "max":
+            raise InputError(
+                "convexify.aggregate", f"'max' in {group.count} processes", "'mean', 'sum', or one process"
+            )
         settings = recipe.optimizer
         self.recipe, self.out, self.group = recipe, out, group
         self.network = network.to(group.device)
@@ -208,7 +213,8 @@ class _Run:
             p.grad = torch.zeros_like(p)
         total, figures = self.losses(batch.to(self.group.device), self.draw())
         total.backward()
-        names, values = list(figures), torch.tensor([total.item(), *figures.values()])
+        names = list(figures)
+        values = torch.tensor([total.item(), *figures.values()], device=self.group.device)  # where processes can share
         buffers = [b for b in self.network.buffers() if b.is_floating_point()]
         self.group.average([values, *(p.grad for p in self.parameters if p.grad is not None), *buffers])
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.clip or math.inf)

@@ -1,4 +1,4 @@
-"""Shapes and a network of six parameters for the tests of training and evaluation."""
+"""Shapes, a network of six parameters and a short recipe for the tests of training and evaluation."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dlc_reg.protocols import Shapes
 from dlc_reg.registration.assignment import Assignment, SoftAssignment
 from dlc_reg.registration.learned.frame import RegistrationNetwork
+from dlc_reg.training import Recipe, make_recipe
 
 
 def block(rng: np.random.Generator, count: int, lengths: Any = (1.0, 0.7, 0.4), notch: Any = (0.45, 0.5, 0.6)) -> Any:
@@ -67,3 +68,23 @@ class Tiny(RegistrationNetwork):
 
     def matching_loss(self, encoded: Assignment, truth: Tensor) -> Tensor:
         return self.energy.value(truth, encoded) + 1
+
+
+def tiny() -> Tiny:
+    torch.manual_seed(0)
+    return Tiny()
+
+
+TABLE = {
+    "dlc": "energy",
+    "data": {"protocol": "full-0-45", "points": 48},
+    "optimizer": {"steps": 12, "batch": 4, "rate": 0.01, "warm_up": 3},
+    "loss": {"contrastive": 1.0, "unrolled": 1.0, "matching": 0.1, "start": "truth"},
+    "validation": {"every": 6, "pairs": 6},
+}
+
+
+def recipe(**changes: dict) -> Recipe:
+    return make_recipe(
+        {**TABLE, **{k: {**TABLE.get(k, {}), **v} if isinstance(v, dict) else v for k, v in changes.items()}}
+    )

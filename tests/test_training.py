@@ -1,4 +1,4 @@
-"""Recipes, and a training loop whose runs depend on recipe and data alone."""
+"""A training loop whose runs depend on recipe and data alone."""
 
 from __future__ import annotations
 
@@ -14,36 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from learning import Tiny, blocks
+from learning import TABLE, Tiny, blocks, recipe, tiny
 
-from dlc_reg import _losses
-from dlc_reg._around import Around
-from dlc_reg._losses import Draw, pose_loss
+from dlc_reg import training
+from dlc_reg._parallel import Processes
 from dlc_reg._training_pairs import Stretch, make_pairs, split
 from dlc_reg.errors import InputError
 from dlc_reg.manifold import SE3
 from dlc_reg.metrics import rotation_error
-from dlc_reg.protocols import PairBatch, PairDataset, collate
-from dlc_reg.training import Recipe, load_recipe, make_recipe, train, validate
-
-TABLE = {
-    "dlc": "energy",
-    "data": {"protocol": "full-0-45", "points": 48},
-    "optimizer": {"steps": 12, "batch": 4, "rate": 0.01, "warm_up": 3},
-    "loss": {"contrastive": 1.0, "unrolled": 1.0, "matching": 0.1, "start": "truth"},
-    "validation": {"every": 6, "pairs": 6},
-}
-
-
-def recipe(**changes: dict) -> Recipe:
-    return make_recipe(
-        {**TABLE, **{k: {**TABLE.get(k, {}), **v} if isinstance(v, dict) else v for k, v in changes.items()}}
-    )
-
-
-def tiny() -> Tiny:
-    torch.manual_seed(0)
-    return Tiny()
+from dlc_reg.protocols import PairDataset
+from dlc_reg.training import train, validate
 
 
 @pytest.fixture(autouse=True)
@@ -56,180 +36,6 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if "seconds" not in k} for row in csv.DictReader(file)]
 
 
-# --- recipes ---------------------------------------------------------------------------------------------------------
-def test_a_recipe_states_what_differs_and_the_rest_is_default(tmp_path):
-    path = tmp_path / "a.toml"
-    path.write_text('dlc = "energy"\n[optimizer]\nrate = 1\n[convexify]\nterms = ["chord", "minimum"]\n')
-    given = load_recipe(path, ["optimizer.steps=7", "name=try", "network.width=32"])
-    assert given.dlc == "energy" and given.convexify.terms == ("chord", "minimum")
-    assert given.optimizer.rate == 1.0 and isinstance(given.optimizer.rate, float)
-    assert (given.optimizer.steps, given.name, given.network) == (7, "try", {"width": 32})
-    assert given.optimizer.batch == Recipe().optimizer.batch
-    assert make_recipe(given.to_dict()) == given
-
-
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("stepz = 1", "stepz"),
-        ("[optimizer]\nstepz = 1", "optimizer.stepz"),
-        ('[optimizer]\nsteps = "many"', "optimizer.steps"),
-        ("[optimizer]\nsteps = 1.5", "optimizer.steps"),
-        ("[optimizer]\nsteps = true", "optimizer.steps"),
-        ("[optimizer]\nbatch = 0", "optimizer.batch"),
-        ("[optimizer]\nrate = nan", "optimizer.rate"),
-        ('dlc = "both"', "dlc"),
-        ("loss = 3", "loss"),
-        ("[loss]\nunrolled = 0.0", "loss"),
-        ("[loss]\ntemperature = 0", "loss.temperature"),
-        ('[data]\nprotocol = "dcq"', "protocol"),
-        ('[convexify]\nterms = ["cord"]', "convexify.terms"),
-        ("[convexify]\nterms = [1]", "convexify.terms"),
-        ("[convexify]\nfractions = [0.9, 0.1]", "convexify.fractions"),
-        ("[convexify]\nradius_deg = 270", "convexify.radius_deg"),
-        ("a = = 2", "recipe"),
-    ],
-)
-def test_a_bad_recipe_is_an_error_that_names_the_entry(tmp_path, text, named):
-    path = tmp_path / "bad.toml"
-    path.write_text(text)
-    with pytest.raises(InputError) as caught:
-        load_recipe(path)
-    assert caught.value.argument.startswith(named)
-
-
-def test_a_missing_recipe_and_a_bad_setting_are_errors(tmp_path):
-    with pytest.raises(InputError, match="no-such"):
-        load_recipe(tmp_path / "no-such.toml")
-    (tmp_path / "a.toml").write_text("seed = 3")
-    for setting in ("seed", "seed.deep=1", "=1"):
-        with pytest.raises(InputError, match="--set"):
-            load_recipe(tmp_path / "a.toml", [setting])
-
-
-# --- the terms, against their formulas -------------------------------------------------------------------------------
-def draw(total: int = 4, begin: int = 0, end: int | None = None, seed: int = 0) -> Draw:
-    return Draw(torch.Generator().manual_seed(seed), total, begin, total if end is None else end)
-
-
-def test_the_pose_loss_of_a_turn_is_four_times_one_minus_its_cosine():
-    xi = torch.tensor([[0.0, 0.3, 0.4, 0, 0, 0], [0, 0, 0, 1.0, 2.0, 2.0]], dtype=torch.float64)
-    one = SE3().identity((2,))
-    expected = torch.tensor([4 * (1 - math.cos(0.5)), 9.0], dtype=torch.float64)
-    torch.testing.assert_close(pose_loss(SE3().retract(one, xi), one), expected)
-
-
-def around(count: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Around, PairBatch]:
-    """Truths of a batch of pairs whose sources lie beside the origin."""
-    generator = torch.Generator().manual_seed(seed)
-    source = torch.randn(count, 30, 3, generator=generator, dtype=dtype) + torch.tensor([3.0, -1.0, 0.5], dtype=dtype)
-    xi = torch.randn(count, 6, generator=generator, dtype=dtype)
-    truth = SE3().retract(SE3().identity((count,), dtype=dtype), xi)
-    batch = PairBatch(source, source, None, None, truth, torch.arange(count))
-    return Around.truths(batch), batch
-
-
-def test_poses_are_drawn_within_their_bounds_about_the_middle_of_the_source():
-    given, batch = around(400)
-    poses = draw(400).poses(given, 40.0, 0.2, 3)
-    angles = rotation_error(poses, given.truth).rad2deg()
-    assert 39 < angles.max() < 40.01 and angles.mean() == pytest.approx(20, abs=1.5)
-    middle = batch.source.mean(1)
-    moved = [(T[..., :3, :3] @ middle[..., None])[..., 0] + T[..., :3, 3] for T in (poses, given.truth)]
-    shifts = moved[0] - moved[1]
-    assert 0.18 < shifts.norm(dim=-1).max() < 0.2001
-    assert shifts.mean((0, 1)).abs().max() < 0.01  # every direction alike
-    torch.testing.assert_close(given.place @ given.local, given.truth)
-
-
-def test_each_process_draws_its_rows_of_the_whole_batch():
-    given, _ = around(6)
-    whole = draw(6).poses(given, 90, 1, 2)
-    for i in (0, 3):
-        rows = Around(*(part[i : i + 3] for part in (given.truth, given.place, given.local)))
-        torch.testing.assert_close(draw(6, i, i + 3).poses(rows, 90, 1, 2), whole[:, i : i + 3])
-
-
-def at_identity(count: int) -> Around:
-    eye = SE3().identity((count,), dtype=torch.float32)
-    return Around(eye, eye, eye)
-
-
-class Known(Tiny):
-    """Its energy is the pose's distance from the identity, and its step halves the translation."""
-
-    def value(self, omega, encoded):
-        return (omega - torch.eye(4))[..., :3, 3].square().sum(-1)
-
-    def step(self, omega, encoded):
-        half = omega.clone()
-        half[..., :3, 3] = omega[..., :3, 3] / 2
-        return half
-
-
-def test_contrastive_is_the_cross_entropy_of_the_energies():
-    one = at_identity(3)
-    given = recipe(loss={"negatives": 5, "temperature": 0.2, "negative_angle_deg": 0.0})
-    value = _losses.contrastive(Known(), None, one, given, draw(3))
-    moved = draw(3).poses(one, 0.0, 0.5, 5)
-    energies = torch.cat([torch.zeros(1, 3), moved[..., :3, 3].square().sum(-1)]).numpy() / 0.2
-    expected = np.mean([-np.log(np.exp(-e[0]) / np.exp(-e).sum()) for e in energies.T])
-    assert value.item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_the_unrolled_term_weighs_later_steps_more():
-    one = at_identity(1)
-    given = recipe(loss={"unrolled_steps": 3, "start_angle_deg": 0.0, "start_translation": 1.0})
-    start = draw(1).poses(one, 0.0, 1.0)[0, :3, 3].square().sum().item()
-    value = _losses.unrolled(Known(), None, one, given, draw(1))
-    assert value.item() == pytest.approx(start * (1 / 4 + 2 / 16 + 3 / 64) / 6, rel=1e-5)
-
-
-class Cosine(Tiny):
-    """Its energy is 1 - cos of the pose's angle: star-convex up to 2.33112 rad = 133.56 degrees, and not beyond."""
-
-    def value(self, omega, encoded):
-        return (3 - omega[..., :3, :3].diagonal(dim1=-2, dim2=-1).sum(-1)) / 2 + 0 * self.log_beta
-
-
-@pytest.mark.parametrize(("radius", "violated"), [(133.0, False), (150.0, True)])
-def test_dlc_of_the_energy_sees_where_an_energy_stops_being_star_convex(radius, violated):
-    table = {"radius_deg": radius, "samples": 200, "mu": 0.0, "fractions": [0.5, 0.99]}
-    losses = _losses.Losses(
-        Cosine(), recipe(dlc="energy", loss={"contrastive": 0.0, "unrolled": 0.0, "matching": 0.0}, convexify=table)
-    )
-    value, figures = losses.term("dlc", None, at_identity(8), draw(8))
-    assert (value.item() > 1e-4) == violated
-    assert (figures["dlc_violation"] > 0) == violated
-
-
-def test_on_the_label_side_the_chord_has_no_gradient_to_the_network_where_the_label_moves_in_a_straight_line():
-    """By algebra it is -lam (1 - lam) |xi|^2 whatever was predicted (and mu / 2 times that beside it)."""
-    network = tiny()
-    only = {"contrastive": 0.0, "unrolled": 0.0, "matching": 0.0}
-    table = {"space": "entries", "mu": 4.0, "terms": ["chord"], "rho": 1.0}
-    given = recipe(dlc="label", loss=only, convexify=table)
-    pairs = PairDataset(blocks(), given.data.make(), 0, 4)
-    batch = collate([pairs[i] for i in range(4)])
-    total, figures = _losses.Losses(network, given)(batch, draw(4))
-    total.backward()
-    assert figures["dlc_chord"] > 1e-4  # (mu / 2 - 1) lam (1 - lam) |xi|^2
-    assert max(p.grad.abs().max().item() for p in network.parameters() if p.grad is not None) < 1e-5
-    with_minimum = recipe(dlc="label", loss=only, convexify={**table, "terms": ["minimum"]})
-    total, _ = _losses.Losses(network, with_minimum)(batch, draw(4))
-    total.backward()
-    assert network.log_beta.grad.abs() > 1e-3
-
-
-def test_what_dlc_learns_itself_is_trained_and_resumed(tmp_path):
-    table = {"learn_mu": True, "mu": 0.3, "learn_fraction": True, "terms": ["minimum", "chord"]}
-    given = recipe(dlc="energy", convexify=table)
-    train(given, blocks(), tmp_path, network=tiny(), stop_at=3)
-    learned = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["losses"]
-    assert len(learned) == 2 and all(value.item() != pytest.approx(0.3, abs=1e-6) for value in learned.values())
-
-
-# --- the loop --------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run from beginning to end: its folder and what it returned."""
@@ -271,6 +77,14 @@ def test_an_interrupted_run_resumes_to_the_same_bits(whole, tmp_path):
     assert rows(tmp_path) == rows(folder)
     figures = [{k: v for k, v in t.figures.items() if k != "seconds"} for t in (trained, resumed)]
     assert figures[0] == figures[1]
+
+
+def test_what_dlc_learns_itself_is_trained_and_resumed(tmp_path):
+    table = {"learn_mu": True, "mu": 0.3, "learn_fraction": True, "terms": ["minimum", "chord"]}
+    given = recipe(dlc="energy", convexify=table)
+    train(given, blocks(), tmp_path, network=tiny(), stop_at=3)
+    learned = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["losses"]
+    assert len(learned) == 2 and all(value.item() != pytest.approx(0.3, abs=1e-6) for value in learned.values())
 
 
 def test_another_seed_gives_another_run(whole, tmp_path):
@@ -404,24 +218,37 @@ def test_two_processes_learn_what_one_learns_with_the_double_batch(whole, tmp_pa
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(tmp_path):
-    from dlc_reg import training
-    from dlc_reg._parallel import Processes
-
     group = Processes(0, 3, torch.device("cpu"))
     with pytest.raises(InputError, match="3 processes"):
         training._Run(recipe(), blocks(), tmp_path, tiny(), group)
 
 
-def test_validation_never_shows_the_network_the_truth():
+def test_the_worst_ray_of_all_is_not_the_mean_of_the_processes_worst(tmp_path):
+    given, group = recipe(convexify={"aggregate": "max"}), Processes(0, 2, torch.device("cpu"))
+    with pytest.raises(InputError) as caught:
+        training._Run(given, blocks(), tmp_path, tiny(), group)
+    assert caught.value.argument == "convexify.aggregate"
+    training._Run(given, blocks(), tmp_path, tiny(), replace(group, count=1))
+    training._Run(replace(given, dlc="none"), blocks(), tmp_path, tiny(), group)
+
+
+def test_validation_never_shows_the_network_the_truth(monkeypatch):
     """Other truths beside the same clouds change the figures, never the estimates."""
     pairs = PairDataset(blocks().select(split="val"), recipe().data.make(), 3, 4)
-    given = collate([pairs[i] for i in range(4)])
     network = tiny().eval()
     seen = []
-    network.register_forward_pre_hook(lambda module, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
-    validate(network, pairs)
-    (args, kwargs) = seen[0]
-    assert len(args) == 4 and torch.equal(args[0], given.source) and set(kwargs) == {"iterations"}
+    network.register_forward_hook(lambda module, given, solution: seen.append(solution.omega))
+    honest = validate(network, pairs)
+    original = PairDataset.__getitem__
+    other = SE3().retract(torch.eye(4), torch.tensor([0.3, -0.5, 0.2, 0.1, 0.2, 0.3]))
+    monkeypatch.setattr(
+        PairDataset,
+        "__getitem__",
+        lambda self, i: replace(original(self, i), truth=other @ original(self, i).truth),
+    )
+    lied = validate(network, pairs)
+    assert torch.equal(*seen)
+    assert honest["rotation_deg"] != pytest.approx(lied["rotation_deg"], abs=0.1)
 
 
 def test_shapes_without_a_validation_split_lend_some_of_the_training_ones():
