@@ -11,9 +11,11 @@ import dlc_reg
 from dlc_reg.errors import InputError
 from dlc_reg.evaluation import (
     BINS,
+    FILES,
     METHODS,
     Method,
     OneByOne,
+    about_weights,
     evaluate,
     installed,
     keep_asymmetric,
@@ -22,6 +24,7 @@ from dlc_reg.evaluation import (
     success_by_rotation,
 )
 from dlc_reg.protocols import PROTOCOLS, Shapes
+from dlc_reg.registration.learned.apply import SHIPPED
 
 FILE = click.Path(path_type=Path)
 NAMES = ", ".join([*METHODS, "register"])
@@ -54,7 +57,7 @@ def command(out: Path | None, overwrite: bool, quiet: bool, by_rotation: bool, *
 
     The table goes to stdout. Methods see the two clouds, never the true pose; learned models start from the identity.
     """
-    if out is not None and not overwrite and (out / "results.json").exists():
+    if out is not None and not overwrite and any((out / name).exists() for name in FILES):
         raise InputError("--out", f"'{out}', which holds results", "a new folder, or --overwrite")
     runners = choose(options)
     shapes = Shapes.load(options["data"]).select(split=options["split"], categories=options["categories"])
@@ -89,7 +92,7 @@ def choose(options: dict[str, Any]) -> list[Method]:
     for weights in options["weights"]:
         names += [f"learned:{weights}"] + [f"learned:{weights}+polish"] * options["polish"]
     learned = {"iterations": options["iterations"], "device": options["device"]}
-    return [OneByOne("register", _register) if name == "register" else method(name, **learned) for name in names]
+    return [_registering() if name == "register" else method(name, **learned) for name in names]
 
 
 def rotations(table: dict[str, dict[tuple[int, int], dict[str, float]]]) -> str:
@@ -100,6 +103,11 @@ def rotations(table: dict[str, dict[tuple[int, int], dict[str, float]]]) -> str:
         cells = [" / ".join(f"{100 * share:.0f}" for share in bins[b].values()) for b in BINS]
         rows.append([name, *cells])
     return markdown(header, rows)
+
+
+def _registering() -> Method:
+    """Ours as a whole, which the shipped model is a part of."""
+    return OneByOne("register", _register, about_weights(SHIPPED))
 
 
 def _register(source: Any, target: Any) -> Any:

@@ -8,7 +8,6 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +21,7 @@ from dlc_reg.registration.learned.frame import RegistrationNetwork
 
 Array = NDArray[Any]
 
-BATCH = 32
+TOGETHER = 32  # pairs that a method is given at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +71,8 @@ class Learned:
     def __call__(self, pairs: Sequence[Clouds]) -> Array:
         network = self.network.to(self.device).eval()
         poses = []
-        for start in range(0, len(pairs), BATCH):
-            batch = pairs[start : start + BATCH]
+        for start in range(0, len(pairs), TOGETHER):
+            batch = pairs[start : start + TOGETHER]
             source, source_mask = _padded([p.source for p in batch], self.device)
             target, target_mask = _padded([p.target for p in batch], self.device)
             solution = network(source, target, source_mask, target_mask, iterations=self.iterations)
@@ -112,17 +111,22 @@ def learned(weights: str, *, name: str = "", **options: Any) -> Learned:
     """The network of a weights file, or of a shipped name."""
     from dlc_reg.registration.learned.weights import load_model
 
-    network = load_model(weights)
-    about: dict[str, Any] = {"weights": weights}
-    if Path(weights).is_file():
-        about["weights_checksum"] = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
-    return Learned(name or f"learned:{weights}", network, about=about, **options)
+    return Learned(name or f"learned:{weights}", load_model(weights), about=about_weights(weights), **options)
+
+
+def about_weights(weights: str) -> dict[str, Any]:
+    """The file or the shipped name, and the SHA-256 of the file that it means."""
+    from dlc_reg.registration.learned.weights import weights_file
+
+    with weights_file(weights) as path:
+        return {"weights": weights, "weights_checksum": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def orthonormal(poses: Array) -> Array:
-    """The nearest rigid poses (..., 4, 4): a rotation in float32 is one only to 1e-7."""
-    u, _, vt = np.linalg.svd(poses[..., :3, :3])
+    """The nearest rigid poses (..., 4, 4): a rotation in float32 is one only to 1e-7. Of NaN the identity."""
     exact = poses.copy()
+    exact[~np.isfinite(poses).all((-2, -1))] = np.eye(4)  # the SVD would stop all of the batch
+    u, _, vt = np.linalg.svd(exact[..., :3, :3])
     exact[..., :3, :3] = u @ vt
     return exact
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -152,4 +153,6 @@ class Ruled:
 
 
 def _cells(figures: dict[str, float]) -> list[str]:
-    return [format(figures[c.key], c.form) if c.key in figures else "" for c in COLUMNS]
+    """Empty where there is no figure, or NaN."""
+    values = [figures.get(c.key, math.nan) for c in COLUMNS]
+    return ["" if math.isnan(v) else format(v, c.form) for v, c in zip(values, COLUMNS, strict=True)]

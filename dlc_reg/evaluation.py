@@ -18,16 +18,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from dlc_reg._baselines import METHODS
 from dlc_reg._landscapes import basin_of, basin_radius, iterations_to_converge, slices, violation_curve, violation_rate
-from dlc_reg._methods import Clouds, Learned, Method, OneByOne, installed, learned, method
+from dlc_reg._methods import TOGETHER, Clouds, Learned, Method, OneByOne, about_weights, installed, learned, method
 from dlc_reg._symmetry import is_symmetric, symmetric_shapes
 from dlc_reg._tables import PUBLISHED, Ruled, markdown
 from dlc_reg.errors import InputError
@@ -39,6 +38,7 @@ from dlc_reg.registration.result import strict_json
 
 __all__ = [
     "BINS",
+    "FILES",
     "METHODS",
     "PUBLISHED",
     "Clouds",
@@ -46,6 +46,7 @@ __all__ = [
     "Method",
     "OneByOne",
     "Results",
+    "about_weights",
     "basin_of",
     "basin_radius",
     "evaluate",
@@ -69,7 +70,7 @@ Array = NDArray[Any]
 
 THRESHOLDS = (1, 5, 10)  # degrees
 BINS = ((0, 30), (30, 60), (60, 90), (90, 120), (120, 150), (150, 180))  # degrees of initial rotation
-TOGETHER = 32  # pairs that a method is given at once
+FILES = ("results.json", "pairs.csv")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +82,7 @@ class Results:
     indices: Array  # (P,) of the shapes
     estimates: dict[str, Array]  # (P, 4, 4) a method
     seconds: dict[str, float]  # a pair
-    chamfers: dict[str, Array]  # (P,) modified Chamfer distances
+    chamfers: dict[str, Array]  # (P,) modified Chamfer distances; NaN where they were not asked for
     about: dict[str, Any] = field(default_factory=dict)
 
     def figures(self) -> dict[str, dict[str, float]]:
@@ -102,11 +103,12 @@ class Results:
         """Writes results.json and pairs.csv; returns their paths."""
         out = Path(folder)
         out.mkdir(parents=True, exist_ok=True)
-        paths = out / "results.json", out / "pairs.csv"
+        paths = out / FILES[0], out / FILES[1]
         for path in paths:
             if path.exists() and not overwrite:
                 raise InputError("folder", f"'{path}', which exists", "a new folder, or overwrite=True")
         document = {**self.about, "protocol": asdict(self.protocol), "pairs": len(self.truths)}
+        document["euler_sequence"] = self.euler_sequence
         with replacing(paths[0], overwrite=overwrite) as draft:
             draft.write_text(strict_json({**document, "methods": self.figures()}, indent=2), encoding="utf-8")
         with replacing(paths[1], overwrite=overwrite) as draft, draft.open("w", newline="", encoding="utf-8") as file:
@@ -116,9 +118,14 @@ class Results:
             writer.writerows(self._rows())
         return paths
 
+    @property
+    def euler_sequence(self) -> Literal["zyx", "xyz"]:
+        """That of the protocol's paper: RPM-Net's where the source is moved, else DCP's and PRNet's."""
+        return "xyz" if self.protocol.moves == "source" else "zyx"
+
     def _figures(self, name: str) -> dict[str, float]:
         turned, moved = self.errors(name)
-        euler = euler_errors(self.estimates[name], self.truths)
+        euler = euler_errors(self.estimates[name], self.truths, self.euler_sequence)
         return {
             "rotation_mean": float(turned.mean()),
             "rotation_median": float(np.median(turned)),
@@ -139,7 +146,7 @@ class Results:
             turned, moved = self.errors(name)
             for i, (truth, pose) in enumerate(zip(self.truths, estimate, strict=True)):
                 entries = [f"{x:.9g}" for x in (*truth[:3].ravel(), *pose[:3].ravel())]
-                figures = [f"{x:.6g}" for x in (turned[i], moved[i], self.chamfers[name][i])]
+                figures = ["" if math.isnan(x) else f"{x:.6g}" for x in (turned[i], moved[i], self.chamfers[name][i])]
                 rows.append([i, int(self.indices[i]), name, *figures, *entries])
         return rows
 
@@ -174,7 +181,7 @@ def evaluate(
     estimates, seconds = {}, {}
     for runner in runners:
         estimates[runner.name], seconds[runner.name] = _run(runner, clouds, progress)
-    chamfers = {n: _chamfers(shapes, chosen, given, e) if chamfer else np.zeros(len(e)) for n, e in estimates.items()}
+    chamfers = {n: _chamfers(data, given, e) if chamfer else np.full(len(e), math.nan) for n, e in estimates.items()}
     about = {
         "seed": seed,
         "data_checksum": shapes.checksum,
@@ -296,13 +303,11 @@ def _run(runner: Method, clouds: list[Clouds], progress: bool) -> tuple[Array, f
     return poses, took
 
 
-def _chamfers(shapes: Shapes, protocol: Protocol, pairs: list[Pair], estimates: Array) -> Array:
-    """RPM-Net's modified Chamfer distance of each pair; the clean target is all of the shape."""
-    values = []
-    for pair, estimate in zip(pairs, estimates, strict=True):
-        clean = torch.from_numpy(shapes.points[pair.index]).double()
-        truth: Tensor = pair.truth.double()
-        if protocol.moves == "target":
-            clean = clean @ truth[:3, :3].mT + truth[:3, 3]
-        values.append(float(modified_chamfer(estimate, truth, pair.source, pair.target, clean)))
-    return np.array(values) if values else np.full(0, math.nan)
+def _chamfers(data: PairDataset, pairs: list[Pair], estimates: Array) -> Array:
+    """RPM-Net's modified Chamfer distance of each pair."""
+    given = zip(pairs, estimates, strict=True)
+    clouds = [
+        (estimate, pair.truth, pair.source, pair.target, data.clean_target(i))
+        for i, (pair, estimate) in enumerate(given)
+    ]
+    return np.array([float(modified_chamfer(*c)) for c in clouds])

@@ -144,6 +144,45 @@ def test_an_estimate_that_is_not_finite_counts_as_no_motion(shapes):
     np.testing.assert_array_equal(results.estimates["nan"], results.estimates["identity"])
 
 
+def test_a_network_that_answers_nan_counts_as_no_motion_and_spoils_no_other_pair(shapes):
+    class Lost(Tiny):
+        def forward(self, *clouds, **options):
+            solution = super().forward(*clouds, **options)
+            omega = torch.where(torch.arange(len(solution.omega))[:, None, None] == 1, torch.nan, solution.omega)
+            return replace(solution, omega=omega)
+
+    torch.manual_seed(0)
+    lost, sound = Lost(), Tiny()
+    sound.load_state_dict(lost.state_dict())
+    for polish in (False, True):
+        runners = [Learned("lost", lost, polish=polish), Learned("sound", sound, polish=polish)]
+        found = evaluate(shapes, "full-10-40", runners, pairs=3, chamfer=False).estimates
+        np.testing.assert_array_equal(found["lost"][[0, 2]], found["sound"][[0, 2]])
+        assert np.isfinite(found["lost"]).all()
+        assert polish or np.array_equal(found["lost"][1], np.eye(4))
+
+
+def test_a_chamfer_distance_that_was_not_asked_for_is_shown_nowhere(shapes, tmp_path):
+    results = evaluate(shapes, "dcp", ["identity"], pairs=2, chamfer=False)
+    row = results.text().splitlines()[2].split("|")[1:-1]
+    assert [i for i, cell in enumerate(row) if not cell.strip()] == [9]  # "mod. Chamfer" is column 9 of 13
+    document, pairs = results.save(tmp_path)
+    assert json.loads(document.read_text())["methods"]["identity"]["chamfer"] is None
+    with pairs.open() as file:
+        assert [line["chamfer"] for line in csv.DictReader(file)] == ["", ""]
+
+
+@pytest.mark.parametrize(("name", "sequence"), [("dcp", "zyx"), ("prnet", "zyx"), ("rpmnet", "xyz")])
+def test_euler_columns_are_in_the_convention_of_the_protocols_paper(shapes, name, sequence, tmp_path):
+    results = evaluate(shapes, name, ["identity"], pairs=6, chamfer=False)
+    angles = Rotation.from_matrix(results.truths[:, :3, :3]).as_euler(sequence, degrees=True)
+    other = Rotation.from_matrix(results.truths[:, :3, :3]).as_euler(sequence[::-1], degrees=True)
+    figures = results.figures()["identity"]
+    assert figures["euler_mae"] == pytest.approx(np.abs(angles).mean(), abs=1e-3)
+    assert figures["euler_mae"] != pytest.approx(np.abs(other).mean(), abs=1e-2)
+    assert json.loads(results.save(tmp_path)[0].read_text())["euler_sequence"] == sequence
+
+
 def test_files_and_the_table(shapes, tmp_path):
     results = evaluate(shapes, "rpmnet-independent", ["identity", "principal_axes"], pairs=3, seed=5)
     document_path, pairs_path = results.save(tmp_path / "out")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -125,9 +127,14 @@ def test_weights_are_evaluated_and_drawn(train, recipe, data, tmp_path, capsys):
     assert "RegTR" in done.output and f"learned:{weights}+polish" in done.output and "identity" in done.output
     document = json.loads((tmp_path / "figures" / "results.json").read_text())
     about = document["about_methods"][f"learned:{weights}"]
-    assert len(about["weights_checksum"]) == 64 and document["split"] == "test"
-    again = run("evaluate", "--data", data, "--pairs", "2", "--out", tmp_path / "figures", "-q")
-    assert again.exit_code == 64 and "--overwrite" in again.output
+    assert about["weights_checksum"] == hashlib.sha256(weights.read_bytes()).hexdigest() and document["split"] == "test"
+    for left in ("results.json", "pairs.csv"):  # one of them is enough, and is found before anything is run
+        kept = tmp_path / "figures" / left
+        folder = tmp_path / f"only-{left}"
+        folder.mkdir()
+        shutil.copy(kept, folder)
+        again = run("evaluate", "--data", "none.npz", "--pairs", "2", "--out", folder, "-q")
+        assert again.exit_code == 64 and "--overwrite" in again.output
 
     pytest.importorskip("matplotlib")
     import landscape
@@ -147,6 +154,16 @@ def test_evaluate_needs_shapes_and_a_known_protocol(data, tmp_path):
     assert missing.exit_code == 64 and "none.npz" in missing.output
     method = run("evaluate", "--data", data, "--method", "icq", "-q")
     assert method.exit_code == 64 and "icp_restarts" in method.output
+
+
+def test_results_say_which_shipped_weights_were_used(data, tmp_path):
+    names = ["--method", "register", "--weights", "softicp", "--no-polish"]
+    done = run("evaluate", "--data", data, *names, "--pairs", "1", "--out", tmp_path, "-q")
+    assert done.exit_code == 0, done.output
+    about = json.loads((tmp_path / "results.json").read_text())["about_methods"]
+    shipped = ROOT / "dlc_reg" / "weights" / "softicp.safetensors"
+    expected = {"weights": "softicp", "weights_checksum": hashlib.sha256(shipped.read_bytes()).hexdigest()}
+    assert about == {"register": expected, "learned:softicp": expected}
 
 
 def test_evaluate_shows_success_against_rotation_and_register(data):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from os import PathLike
 from pathlib import Path
@@ -53,21 +55,29 @@ def load_model(name_or_path: str | PathLike[str], *, device: Any = "cpu") -> Reg
     """The network in eval(), with its `card`.
 
     Args:
-        name_or_path: a name in `shipped_models()`, or a file that `save_model` wrote.
+        name_or_path: the name of weights that come with the package, or a file that `save_model` wrote.
 
     Raises:
         InputError: no such file, or one that is damaged, or does not hold what an architecture's network needs. Nothing
             in a file is run, and nothing is allocated beyond the file's size.
     """
+    with weights_file(name_or_path) as path:
+        return _load(path).to(device)
+
+
+@contextmanager
+def weights_file(name_or_path: str | PathLike[str]) -> Iterator[Path]:
+    """The file that `load_model` reads, while the context lasts."""
     name = name_or_path if isinstance(name_or_path, str) else None
     if name in shipped_models():
         with resources.as_file(_FOLDER / f"{name}{SUFFIX}") as path:
-            return _load(path).to(device)
+            yield path
+        return
     path = Path(name_or_path)
     if not path.is_file():
         known = ", ".join(shipped_models()) or "none"
         raise InputError("name_or_path", f"'{name_or_path}'", f"a weights file, or a name that is shipped ({known})")
-    return _load(path).to(device)
+    yield path
 
 
 def shipped_models() -> list[str]:
