@@ -197,7 +197,9 @@ class ConvexifiedLoss(nn.Module):
     ) -> Convexified:
         """The loss of truths omega_star (B.., *shape); `data` goes to the objective as it is.
 
-        `weights` (B..): of the elements in every mean; a mask leaves out those where it is False, NaN or not.
+        `weights` (B..): of the elements in every mean; a mask leaves out those where it is False. Their values may be
+        NaN, and the loss is finite; but the gradient is not unless what the objective computes for them has finite
+        derivatives (0 * NaN is NaN): give such elements data that are finite, zeros say.
         `star`: rays drawn before, in place of fresh ones. `sampler`, `generator`, `radius`: for this call.
         """
         if star is None:

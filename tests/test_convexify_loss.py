@@ -123,7 +123,7 @@ def test_batches_of_any_shape(batch):
 
 
 def test_weights_and_masks():
-    """A mask is the loss of what is left, and nothing of what is not, NaN or not, reaches it or the gradient."""
+    """A mask gives the loss of what is left; NaN in the value of what is not does not reach it."""
     network, truth, x = Energy().double(), randn(5, 2, seed=1), randn(5, 2, seed=2)
     loss = convexified(network, aggregate="max")
     star = loss.draw(truth)
@@ -147,6 +147,25 @@ def test_weights_and_masks():
     for wrong in (torch.ones(4), torch.zeros(5), torch.tensor([1.0, -1, 1, 1, 1])):
         with pytest.raises(InputError, match="weights"):
             loss(truth, x, weights=wrong)
+
+
+def test_what_a_mask_leaves_out_is_not_in_the_gradient_where_its_data_are_finite():
+    network, truth, x = Energy().double(), randn(5, 2, seed=1), randn(5, 2, seed=2)
+    kept = torch.tensor([True, False, True, True, False])
+    loss = convexified(network)
+    star = loss.draw(truth)
+
+    def gradients(truth, x, star, weights=None):
+        total = loss(truth, x, star=star, weights=weights).total
+        return torch.autograd.grad(total, [*network.parameters()])
+
+    of_kept = Star(truth[kept], star.tangents[:, kept], star.fractions[:, kept])
+    expected = gradients(truth[kept], x[kept], of_kept)
+    wild = torch.where(kept[:, None], x, 1e3)
+    torch.testing.assert_close(gradients(truth, wild, star, kept), expected)
+    lost = torch.where(kept[:, None], x, torch.nan)  # the loss is finite then, but 0 * NaN is not 0
+    assert torch.isfinite(loss(truth, lost, star=star, weights=kept).total)
+    assert not all(torch.isfinite(g).all() for g in gradients(truth, lost, star, kept))
 
 
 def test_draws_are_the_generators():

@@ -331,7 +331,11 @@ def test_bad_files_are_refused(tmp_path):
         "split: got dev": {**good, "split": np.array(["dev", "train"])},
         "category: got": {**good, "category": shapes.category[:1]},
         "a float type": {**good, "points": shapes.points.astype(int)},
-        "normals: got": {**good, "normals": shapes.normals[:, :4]},
+        "normals: got shape": {**good, "normals": shapes.normals[:, :4]},
+        r"normals: got shape \(\)": {**good, "normals": np.array(1.0)},
+        "normals: got int64": {**good, "normals": shapes.normals.astype(int)},
+        "normals: got <U": {**good, "normals": shapes.normals.astype(str)},
+        "normals: got NaN": {**good, "normals": np.where(shapes.normals > 0, shapes.normals, np.nan)},
         "plain arrays": {**good, "name": np.array([{"an": "object"}, None], object)},
     }
     for i, (message, content) in enumerate(bad.items()):
@@ -340,6 +344,12 @@ def test_bad_files_are_refused(tmp_path):
             np.savez(path, **content)
         with pytest.raises(InputError, match=message):
             Shapes.load(path)
+    np.savez_compressed(tmp_path / "whole.npz", **good)
+    whole = (tmp_path / "whole.npz").read_bytes()
+    begin = whole.index(b"points.npy") + len(b"points.npy") + 20  # past the zip64 field: in the deflated data
+    (tmp_path / "spoilt.npz").write_bytes(whole[:begin] + b"\xff" * 40 + whole[begin + 40 :])
+    with pytest.raises(InputError, match="npz of plain arrays"):
+        Shapes.load(tmp_path / "spoilt.npz")
     (tmp_path / "text.npz").write_text("points")
     with pytest.raises(InputError, match="npz of plain arrays"):
         Shapes.load(tmp_path / "text.npz")

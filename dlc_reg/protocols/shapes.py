@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,6 +39,8 @@ class Shapes:
             raise InputError("points", f"shape {self.points.shape}", "(S, P, 3), neither S nor P zero")
         if self.normals is not None and self.normals.shape != self.points.shape:
             raise InputError("normals", f"shape {self.normals.shape}", f"that of the points, {self.points.shape}")
+        if self.normals is not None and not np.isfinite(self.normals).all():
+            raise InputError("normals", "NaN or infinity", "finite normals")
         for key in ("category", "name", "split"):
             column = getattr(self, key)
             if column.shape != (len(self.points),) or column.dtype.kind != "U":
@@ -61,14 +64,19 @@ class Shapes:
                 data = {key: file[key] for key in (*columns, "normals") if key in file.files}
         except FileNotFoundError:
             raise InputError("path", f"{path}, which does not exist", "a file that datasets/*.py prepared") from None
-        except (OSError, ValueError, EOFError, BadZipFile) as error:
+        except (OSError, ValueError, EOFError, NotImplementedError, BadZipFile, zlib.error) as error:
             raise InputError("path", f"{path} ({error})", "an npz of plain arrays, as datasets/*.py prepare") from None
         missing = [key for key in columns if key not in data]
         if missing:
             raise InputError("path", f"{path} without {', '.join(missing)}", "points, category, name and split")
         if data["points"].dtype.kind != "f":
             raise InputError("points", str(data["points"].dtype), "a float type")
-        return cls(data["points"].astype(np.float32), _unit(data.get("normals")), *(data[key] for key in columns[1:]))
+        normals = data.get("normals")
+        if normals is not None and normals.dtype.kind != "f" and normals.dtype != np.int8:
+            raise InputError("normals", str(normals.dtype), "a float type, or int8")
+        if normals is not None and normals.shape != data["points"].shape:  # before their lengths are taken
+            raise InputError("normals", f"shape {normals.shape}", f"that of the points, {data['points'].shape}")
+        return cls(data["points"].astype(np.float32), _unit(normals), *(data[key] for key in columns[1:]))
 
     def __len__(self) -> int:
         return len(self.points)
