@@ -45,14 +45,8 @@ def basin_of(lengths_deg: Sequence[float], shares: Sequence[float], share: float
 
     0 where there is none. Shorter rays are not judged: sampling and noise put the minimum itself beside the truth.
     """
-    reached = 0.0
-    for length, violating in zip(lengths_deg, shares, strict=True):
-        if length < NOISE_DEG - 1e-3:
-            continue
-        if violating >= share:
-            break
-        reached = length
-    return reached
+    curve = torch.tensor(lengths_deg, dtype=torch.float64), torch.tensor(shares, dtype=torch.float64)
+    return float(convexify.basin_of(*curve, share, NOISE_DEG - 1e-3))
 
 
 def violation_curve(
@@ -112,15 +106,11 @@ def slices(
             rays = convexify.landscape(*place, directions=axes, extent=extent, steps=steps)
             flat = torch.eye(6)[:2]
             plane = convexify.landscape(*place, directions=flat, extent=extent, steps=steps, plane=True)
-        truth = rays.values[0, 0]
-        found.append([(rays.values - truth), plane.values - truth])
-    values, surface = (torch.cat([f[i] for f in found], dim=2).movedim(2, 0) for i in range(2))
-    offsets = rays.offsets
-    violated = torch.zeros_like(values, dtype=torch.bool)
-    for k in range(1, steps):
-        short = convexify.star_violation(values[..., : k + 1], offsets[: k + 1] / offsets[k], offsets[k].square())
-        violated[..., k] = short.amax(-1) > 1e-5 * values.abs().amax(-1)
-    return Slices(torch.rad2deg(offsets), values, violated, torch.rad2deg(plane.offsets), surface)
+        found.append((rays.values, plane.values, rays.values[0, 0]))
+    values, surface, truth = (torch.cat([f[i] for f in found], dim=-1).movedim(-1, 0) for i in range(3))
+    violated = convexify.violated_ends(values, rays.offsets)
+    values, surface = values - truth[:, None, None], surface - truth[:, None, None]
+    return Slices(torch.rad2deg(rays.offsets), values, violated, torch.rad2deg(plane.offsets), surface)
 
 
 @contextmanager

@@ -65,12 +65,22 @@ def violation_curve(
     lengths = torch.linspace(0, radius, steps + 1, dtype=omega_star.dtype, device=omega_star.device)
     rays = lengths.reshape(-1, *[1] * unit.ndim) * unit
     values = sample(objective, manifold, omega_star, rays, data, chunk).movedim(0, -1)
+    shares = violated_ends(values, lengths, mu)[..., 1:].to(values.dtype).mean(0)
+    return lengths[1:], shares.movedim(-1, 0)
+
+
+def violated_ends(values: Tensor, lengths: Tensor, mu: Any = 0.0) -> Tensor:
+    """Of values (..., S) along rays at lengths (S,), the first 0: whether the ray that ends there violates, (..., S).
+
+    Each is judged at the lengths before it; what rounding could make is no violation.
+    """
+    values = full_precision(values)
     rounding = 16 * torch.finfo(values.dtype).eps * values.abs().amax(-1)
-    shares = []
-    for k in range(1, steps + 1):
+    violated = torch.zeros_like(values, dtype=torch.bool)
+    for k in range(1, len(lengths)):
         violation = violation_along(values[..., : k + 1], lengths[: k + 1] / lengths[k], lengths[k].square(), mu)
-        shares.append((violation.amax(-1) > rounding).to(values.dtype).mean(0))
-    return lengths[1:], torch.stack(shares)
+        violated[..., k] = violation.amax(-1) > rounding
+    return violated
 
 
 def basin_radius(
@@ -95,10 +105,15 @@ def basin_radius(
     lengths, shares = violation_curve(objective, manifold, omega_star, data, radius=radius, **options)
     if pooled:
         shares = shares.reshape(len(shares), -1).mean(1)
-    near = (lengths < shortest).reshape(-1, *[1] * (shares.ndim - 1))
+    return basin_of(lengths, shares, share, shortest)
+
+
+def basin_of(lengths: Tensor, shares: Tensor, share: float = 0.05, shortest: float = 0.0) -> Tensor:
+    """`basin_radius` of a `violation_curve`: lengths (S,) and shares (S, B..) that violate there; (B..)."""
+    lengths = lengths.reshape(-1, *[1] * (shares.ndim - 1))
+    near = lengths < shortest
     good = ((shares < share) | near).long().cumprod(0) * ~near
-    reached = lengths.reshape(-1, *[1] * (shares.ndim - 1)) * good
-    return reached.amax(0)
+    return (lengths * good).amax(0)
 
 
 class Landscape(NamedTuple):

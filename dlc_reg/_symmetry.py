@@ -19,6 +19,7 @@ from dlc_reg import ops
 from dlc_reg.manifold import so3_exp
 from dlc_reg.metrics import rotation_error
 from dlc_reg.protocols import Shapes
+from dlc_reg.registration.global_search import super_fibonacci
 
 SAMPLE = 1024  # points of each of the two samples, at most
 GRID = 600  # rotations: none is farther than some 30 degrees from one of them
@@ -56,7 +57,6 @@ def is_symmetric(points: Any, normals: Any = None, angle_deg: float = 5.0) -> bo
     ]
     poses = _refined(surfaces, _starts(cloud), spacing)
     turns = rotation_error(poses, torch.eye(4, dtype=torch.float64))
-    fits = torch.full((len(poses),), math.inf, dtype=torch.float64)
     seen = ops.judge_poses(
         surfaces[0],
         surfaces[1],
@@ -106,20 +106,5 @@ def _starts(cloud: Tensor) -> Tensor:
     ]
     folds = so3_exp(torch.tensor(angles, dtype=torch.float64)[:, None, None] * axes).reshape(-1, 3, 3)
     poses = torch.eye(4, dtype=torch.float64).repeat(1 + GRID + len(folds), 1, 1)
-    poses[1:, :3, :3] = torch.cat([_even_rotations(GRID), folds])
+    poses[1:, :3, :3] = torch.cat([super_fibonacci(GRID), folds])
     return poses
-
-
-def _even_rotations(count: int) -> Tensor:
-    """(count, 3, 3), spread evenly: super-Fibonacci spirals (Alexa, CVPR 2022)."""
-    i = torch.arange(count, dtype=torch.float64) + 0.5
-    t, psi = i / count, 1.533751168755204288118041
-    inner, outer = t.sqrt(), (1 - t).sqrt()
-    alpha, beta = 2 * math.pi * i / math.sqrt(2), 2 * math.pi * i / psi
-    x, y, z, w = inner * alpha.sin(), inner * alpha.cos(), outer * beta.sin(), outer * beta.cos()
-    rows = [
-        1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w),
-        2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w),
-        2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y),
-    ]  # fmt: skip
-    return torch.stack(rows, dim=-1).reshape(count, 3, 3)

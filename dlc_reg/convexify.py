@@ -40,6 +40,7 @@ from dlc_reg._rays import (
 )
 from dlc_reg._star_convexity import (
     Landscape,
+    basin_of,
     basin_radius,
     call,
     full_precision,
@@ -48,6 +49,7 @@ from dlc_reg._star_convexity import (
     slope_forward,
     slope_reverse,
     star_violation,
+    violated_ends,
     violation_along,
     violation_curve,
     wrong_shape,
@@ -72,9 +74,11 @@ __all__ = [
     "SoftmaxNoise",
     "Star",
     "WorstOf",
+    "basin_of",
     "basin_radius",
     "landscape",
     "star_violation",
+    "violated_ends",
     "violation_curve",
 ]
 

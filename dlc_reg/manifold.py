@@ -117,7 +117,7 @@ class SE3(_MatrixGroup):
         delta = other @ invert_rigid(omega)
         rotation, move = delta[..., :3, :3], delta[..., :3, 3]
         if self.chart == "euler":
-            return torch.cat([_rotation_to_euler(rotation), move], dim=-1)
+            return torch.cat([rotation_to_euler(rotation), move], dim=-1)
         turn = so3_log(rotation)
         integral = _integral(_rodrigues(turn.square().sum(-1)), turn)
         return torch.cat([turn, _solve(integral, move)], dim=-1)
@@ -354,8 +354,11 @@ def _euler_to_rotation(angles: Tensor) -> Tensor:
     return torch.stack(rows, dim=-1).reshape(*angles.shape[:-1], 3, 3)
 
 
-def _rotation_to_euler(r: Tensor) -> Tensor:
-    """The inverse of `_euler_to_rotation`, with the middle angle in [-pi/2, pi/2]; at its ends, angles_2 = 0."""
+def rotation_to_euler(r: Tensor) -> Tensor:
+    """Angles (..., 3) about the fixed axes x, y, z in turn, R = Rz Ry Rx: the inverse of `_euler_to_rotation`.
+
+    The middle angle is in [-pi/2, pi/2]; at its ends, angles_2 = 0.
+    """
     cosine2 = r[..., 0, 0].square() + r[..., 1, 0].square()
     locked = cosine2 < 1e-14
     cosine = torch.where(locked, 1.0, cosine2).sqrt()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dlc_reg import ops
 from dlc_reg.errors import InputError
-from dlc_reg.manifold import invert_rigid, so3_log, vee
+from dlc_reg.manifold import invert_rigid, rotation_to_euler, so3_log, vee
 
 
 def rotation_error(estimate: Any, truth: Any) -> Tensor:
@@ -127,20 +127,10 @@ def _mean_absolute(x: Tensor) -> Tensor:
 
 
 def _euler_angles(rotation: Tensor, sequence: str) -> Tensor:
-    """Angles (..., 3) [rad] about the fixed axes x, y, z in turn ("xyz") or z, y, x ("zyx"; still returned as x, y, z).
+    """Angles (..., 3) [rad] about the fixed axes x, y, z in turn ("xyz"), or z, y, x ("zyx").
 
     Where the middle one is a quarter turn the last in turn is zero, as in SciPy.
     """
-    flip = sequence == "zyx"  # Rx(a) Ry(b) Rz(c) is the transpose of Rz(-c) Ry(-b) Rx(-a)
-    r = rotation.mT if flip else rotation
-    cosine = torch.hypot(r[..., 0, 0], r[..., 1, 0])
-    locked = cosine < 1e-7
-    y = torch.atan2(-r[..., 2, 0], cosine)
-    x, z = torch.atan2(r[..., 2, 1], r[..., 2, 2]), torch.atan2(r[..., 1, 0], r[..., 0, 0])
-    zero = torch.zeros_like(x)
-    if flip:  # x comes last
-        x, z = torch.where(locked, zero, x), torch.where(locked, torch.atan2(-r[..., 0, 1], r[..., 1, 1]), z)
-    else:
-        x, z = torch.where(locked, torch.atan2(-r[..., 1, 2], r[..., 1, 1]), x), torch.where(locked, zero, z)
-    angles = torch.stack([x, y, z], dim=-1)
-    return -angles if flip else angles
+    if sequence == "xyz":
+        return rotation_to_euler(rotation)
+    return -rotation_to_euler(rotation.flip(-1, -2))  # x and z change places, which mirrors space and turns turns round

@@ -27,6 +27,7 @@ import torch
 
 from dlc_reg.errors import InputError
 from dlc_reg.evaluation import (
+    BINS,
     Learned,
     Method,
     basin_of,
@@ -57,7 +58,6 @@ COLUMNS: dict[str, list[str]] = {
     "unrolled-energy": ["dlc=energy", "loss.contrastive=0.0"],
 }
 PROTOCOLS = ("dcp-resampled", "prnet-independent", "rpmnet-independent", "modelonet-independent")
-BINS = ((0, 30), (30, 60), (60, 90), (90, 120), (120, 150), (150, 180))
 BASELINES = ("identity", "icp")
 CELL = "cell.json"
 
