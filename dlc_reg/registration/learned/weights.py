@@ -35,7 +35,7 @@ def save_model(path: str | PathLike[str], network: RegistrationNetwork, card: di
 
     `card`: what people should know of them, in JSON's types; numbers that are not finite become null.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     names = [name for name, kind in ARCHITECTURES.items() if kind is type(network)]
     if not names:
@@ -48,7 +48,7 @@ def save_model(path: str | PathLike[str], network: RegistrationNetwork, card: di
     tensors = {k: _stored(v) for k, v in network.state_dict().items()}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with replacing(Path(path), overwrite=True) as draft:
-        save_file(tensors, draft, metadata={KEY: text})  # one entry: of several the order would change
+        draft.write_bytes(save(tensors, metadata={KEY: text}))  # one entry: of several the order would change
 
 
 def load_model(name_or_path: str | PathLike[str], *, device: Any = "cpu") -> RegistrationNetwork:
