@@ -208,7 +208,8 @@ def test_two_processes_learn_what_one_learns_with_the_double_batch(whole, tmp_pa
     root = Path(__file__).resolve().parent
     script = tmp_path / "parallel.py"
     script.write_text(PARALLEL.format(tests=str(root), table=TABLE, out=str(tmp_path / "out")))
-    environment = {**os.environ, "PYTHONPATH": str(Path(dlc_reg.__file__).parent.parent), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    where = str(Path(dlc_reg.__file__).parent.parent)  # of the package under test, installed or not
+    environment = {**os.environ, "PYTHONPATH": where, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
