@@ -63,6 +63,9 @@ def _similarity(center: Tensor, radius: float) -> Tensor:
 def _one_thread() -> Iterator[None]:
     """Torch's sums depend on the number of its threads; the answer must not."""
     threads = torch.get_num_threads()
+    if threads == 1:  # in the child of a fork too, where changing it touches a pool whose threads are gone
+        yield
+        return
     torch.set_num_threads(1)
     try:
         yield
