@@ -60,8 +60,14 @@ class RegistrationNetwork(nn.Module, ABC):
             InputError: shapes that do not belong together, or points that are not finite.
         """
         check_batch(source, target, source_mask, target_mask, init)
-        encoded = self.encode(source, target, source_mask, target_mask)
-        return self.solve(encoded, self.start(source) if init is None else init.to(source), iterations)
+        given = self.start(source) if init is None else init.to(source)
+        return self.solve(*self.begin(source, target, source_mask, target_mask, given), iterations)
+
+    def begin(
+        self, source: Tensor, target: Tensor, source_mask: Tensor | None, target_mask: Tensor | None, given: Tensor
+    ) -> tuple[Any, Tensor]:
+        """The batch encoded, and the poses (B, 4, 4) to iterate from: here those that are given."""
+        return self.encode(source, target, source_mask, target_mask), given
 
     def solve(self, encoded: Any, omega: Tensor, iterations: int | None = None) -> Solution:
         """Iterates from `omega` on clouds that have been encoded."""

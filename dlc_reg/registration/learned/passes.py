@@ -12,7 +12,7 @@ from torch import Tensor
 from dlc_reg.iterate import Record, Solution
 from dlc_reg.networks.neighbours import blanked, check_counts
 from dlc_reg.registration.assignment import transform
-from dlc_reg.registration.learned.frame import RegistrationNetwork, check_batch
+from dlc_reg.registration.learned.frame import RegistrationNetwork
 
 
 class Encoded(NamedTuple):
@@ -30,7 +30,8 @@ class Repeated(RegistrationNetwork):
     """`passes` times: encode the source as the pose so far has moved it, then `iterations` steps on that energy.
 
     Poses are those of the source as given, throughout. Within a pass E never rises; each pass has its own E. As in
-    RPM-Net no gradient flows from a pass's features to the pose they were computed at.
+    RPM-Net no gradient flows from a pass's features to the pose they were computed at. A record's "pass" says which it
+    belongs to.
     """
 
     def __init__(self, passes: int = 1) -> None:
@@ -58,25 +59,15 @@ class Repeated(RegistrationNetwork):
     ) -> Encoded:
         source, target = blanked(source, source_mask), blanked(target, target_mask)
         pose = self.start(source) if at is None else at.detach()
-        moved = source if at is None else blanked(transform(pose, source), source_mask)
+        with torch.autocast(source.device.type, enabled=False):  # half precision is for features, not for coordinates
+            moved = source if at is None else blanked(transform(pose, source), source_mask)
         data = self.match(source, moved, target, source_mask, target_mask)
         return Encoded(source, target, source_mask, target_mask, pose, data)
 
-    def forward(
-        self,
-        source: Tensor,
-        target: Tensor,
-        source_mask: Tensor | None = None,
-        target_mask: Tensor | None = None,
-        *,
-        init: Tensor | None = None,
-        iterations: int | None = None,
-    ) -> Solution:
-        """As in the frame; `iterations` are those of a pass. A record's "pass" says which it belongs to."""
-        check_batch(source, target, source_mask, target_mask, init)
-        omega = None if init is None else init.to(source)
-        encoded = self.encode(source, target, source_mask, target_mask, at=omega)
-        return self.solve(encoded, encoded.at if omega is None else omega, iterations)
+    def begin(
+        self, source: Tensor, target: Tensor, source_mask: Tensor | None, target_mask: Tensor | None, given: Tensor
+    ) -> tuple[Encoded, Tensor]:
+        return self.encode(source, target, source_mask, target_mask, at=given), given
 
     def solve(self, encoded: Encoded, omega: Tensor, iterations: int | None = None) -> Solution:
         history: list[Record] = []

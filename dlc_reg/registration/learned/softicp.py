@@ -8,13 +8,12 @@ from torch.nn import functional
 
 from dlc_reg import ops
 from dlc_reg.errors import InputError
-from dlc_reg.iterate import Solution
 from dlc_reg.networks.invariant import InvariantEncoder
 from dlc_reg.networks.neighbours import blanked, gather, weights
 from dlc_reg.registration.assignment import ABSENT, Assignment, SoftAssignment
 from dlc_reg.registration.global_search import super_fibonacci
 from dlc_reg.registration.learned.dcp import products, without_padding
-from dlc_reg.registration.learned.frame import RegistrationNetwork, check_batch
+from dlc_reg.registration.learned.frame import RegistrationNetwork
 
 MATCHES, TOLERANCE, SEEDS = 256, 0.08, 64  # of the features' matches that propose poses; clouds are about two wide
 SCREENED = 256  # points of the source that choose among starts
@@ -77,24 +76,14 @@ class SoftICP(RegistrationNetwork):
         """(B,): minus the log-likelihood of both clouds at the true pose; it trains features, gamma, beta and o."""
         return self.energy.negative_log_likelihood(truth, encoded)
 
-    def forward(
-        self,
-        source: Tensor,
-        target: Tensor,
-        source_mask: Tensor | None = None,
-        target_mask: Tensor | None = None,
-        *,
-        init: Tensor | None = None,
-        iterations: int | None = None,
-    ) -> Solution:
+    def begin(
+        self, source: Tensor, target: Tensor, source_mask: Tensor | None, target_mask: Tensor | None, given: Tensor
+    ) -> tuple[Assignment, Tensor]:
         if self.training or not (self.hypotheses or self.turns):
-            return super().forward(source, target, source_mask, target_mask, init=init, iterations=iterations)
-        check_batch(source, target, source_mask, target_mask, init)
+            return super().begin(source, target, source_mask, target_mask, given)
         with torch.no_grad():
             encoded = self.encode(source, target, source_mask, target_mask)
-            given = self.start(source) if init is None else init.to(source)
-            best = self.choose(_thinned(encoded), self.starts(encoded, given))
-        return self.solve(encoded, best, iterations)
+            return encoded, self.choose(_thinned(encoded), self.starts(encoded, given))
 
     def starts(self, encoded: Assignment, given: Tensor) -> Tensor:
         """(2 + hypotheses + turns, B, 4, 4): the given start (B, 4, 4) first."""
