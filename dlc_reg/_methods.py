@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dlc_reg._baselines import METHODS, polished
 from dlc_reg.errors import InputError
+from dlc_reg.protocols import stack_ragged
 from dlc_reg.registration.learned.frame import RegistrationNetwork
 
 Array = NDArray[Any]
@@ -139,7 +140,5 @@ def installed() -> list[str]:
 
 def _padded(clouds: list[Array], device: Any) -> tuple[Tensor, Tensor | None]:
     """(B, N, 3) float32 and a mask, None where all clouds have the same size."""
-    sizes = torch.tensor([len(c) for c in clouds])
-    points = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(c).float() for c in clouds], batch_first=True)
-    mask = torch.arange(points.shape[1]) < sizes[:, None]
-    return points.to(device), None if bool(mask.all()) else mask.to(device)
+    points, mask = stack_ragged([torch.from_numpy(c).float() for c in clouds])
+    return points.to(device), None if mask is None else mask.to(device)

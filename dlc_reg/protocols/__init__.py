@@ -10,7 +10,7 @@ loader, and what does not, is said in `table`.
 """
 
 from dlc_reg.protocols.making import draw_motion, make_pair
-from dlc_reg.protocols.pairs import Pair, PairBatch, PairDataset, ShapeTransform, collate
+from dlc_reg.protocols.pairs import Pair, PairBatch, PairDataset, ShapeTransform, collate, stack_ragged
 from dlc_reg.protocols.shapes import Shapes
 from dlc_reg.protocols.table import PROTOCOLS, Protocol, protocol
 
@@ -26,4 +26,5 @@ __all__ = [
     "draw_motion",
     "make_pair",
     "protocol",
+    "stack_ragged",
 ]

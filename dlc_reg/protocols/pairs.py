@@ -111,13 +111,14 @@ class PairBatch:
 
 def collate(pairs: Sequence[Pair]) -> PairBatch:
     """One batch; clouds of different sizes are padded with zeros, and masks say where the points are."""
-    source, source_mask = _stack([p.source for p in pairs])
-    target, target_mask = _stack([p.target for p in pairs])
+    source, source_mask = stack_ragged([p.source for p in pairs])
+    target, target_mask = stack_ragged([p.target for p in pairs])
     truth, index = torch.stack([p.truth for p in pairs]), torch.tensor([p.index for p in pairs])
     return PairBatch(source, target, source_mask, target_mask, truth, index)
 
 
-def _stack(clouds: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+def stack_ragged(clouds: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Clouds (N_i, 3) padded with zeros to (B, N, 3), and the mask (B, N); None where all have the same size."""
     sizes = torch.tensor([len(c) for c in clouds])
     if (sizes == sizes[0]).all():
         return torch.stack(clouds), None
