@@ -20,6 +20,7 @@ from dlc_reg import ops
 from dlc_reg.errors import InputError
 
 ABSENT = -1e4  # the affinity of padding: exp of it is 0 in every dtype
+NEGLIGIBLE = 60.0  # below the outlier's logit: adds e^-60 of it, and an exp that underflows takes fifteen times as long
 
 
 class Assignment(NamedTuple):
@@ -82,7 +83,8 @@ class SoftAssignment:
         are formed as they are, which takes a quarter of the exponentials that their logarithms would.
         """
         assert data.outlier is not None
-        gaussian = -data.sharpness[..., None, None] * squared_distances(transform(omega, data.source), data.target)
+        distances = squared_distances(transform(omega, data.source), data.target)
+        gaussian = (-data.sharpness[..., None, None] * distances).clamp(min=data.outlier[..., None, None] - NEGLIGIBLE)
         prior = data.affinity.exp()
         joint = prior * gaussian.exp()
         uniform = data.outlier.exp()[..., None]
@@ -95,9 +97,10 @@ class SoftAssignment:
 
     @staticmethod
     def _logits(omega: Tensor, data: Assignment) -> Tensor:
-        return data.affinity - data.sharpness[..., None, None] * squared_distances(
+        logits = data.affinity - data.sharpness[..., None, None] * squared_distances(
             transform(omega, data.source), data.target
         )
+        return logits if data.outlier is None else logits.clamp(min=data.outlier[..., None, None] - NEGLIGIBLE)
 
     @staticmethod
     def _one_way(logits: Tensor, weight: Tensor, outlier: Tensor | None) -> Tensor:
