@@ -5,6 +5,7 @@
 #include <limits>
 #include <vector>
 
+#include "core/icp_step.hpp"
 #include "core/kdtree.hpp"
 #include "core/linearize.hpp"
 #include "core/morton.hpp"
@@ -15,7 +16,6 @@ namespace dlc {
 namespace {
 
 constexpr int64_t kLeastPoints = 3;
-constexpr double kDamping = 1e-9;  // relative to the curvatures, where the correspondences leave a motion free
 
 struct Cloud {  // the points that the mask leaves, about their mean
   Cloud(const float* rows, const uint8_t* mask, int64_t n) {
@@ -93,58 +93,6 @@ struct Pair {
   LinearizeProblem equations{};
 };
 
-// Rz(x2) Ry(x1) Rx(x0), then the translation x3..5: the chart in which Open3D applies a step.
-void euler_motion(const double x[6], double out[16]) {
-  const double sx = std::sin(x[0]), cx = std::cos(x[0]), sy = std::sin(x[1]), cy = std::cos(x[1]);
-  const double sz = std::sin(x[2]), cz = std::cos(x[2]);
-  const double motion[16] = {cz * cy, cz * sy * sx - sz * cx, cz * sy * cx + sz * sx, x[3],
-                             sz * cy, sz * sy * sx + cz * cx, sz * sy * cx - cz * sx, x[4],
-                             -sy,     cy * sx,                cy * cx,                x[5],
-                             0,       0,                      0,                      1};
-  std::copy(motion, motion + 16, out);
-}
-
-void procrustes_motion(const double* sums, double out[16]) {
-  double rotation[9], translation[3];
-  procrustes(sums[0], sums + 1, sums + 4, sums + 7, rotation, translation);
-  for (int r = 0; r < 3; ++r) {
-    std::copy(rotation + 3 * r, rotation + 3 * r + 3, out + 4 * r);
-    out[4 * r + 3] = translation[r];
-  }
-}
-
-// The Gauss-Newton step. Free motions are left alone, as the least solution does, by damping the others hardly at all.
-bool gauss_newton(const double* sums, double x[6]) {
-  double h[21], b[6];
-  for (int i = 0; i < 6; ++i) b[i] = -sums[kGradient + i];
-  std::copy(sums + kHessian, sums + kHessian + 21, h);
-  if (ldlt6(h, b, x)) return true;
-  const double turning = kDamping * (h[0] + h[6] + h[11]), moving = kDamping * (h[15] + h[18] + h[20]);
-  for (int i : {0, 6, 11}) h[i] += turning;
-  for (int i : {15, 18, 20}) h[i] += moving;
-  return ldlt6(h, b, x);
-}
-
-// One step after `pose`; false where there is none.
-bool step(Kind kind, const double* sums, const double pose[16], double next[16]) {
-  double motion[16], x[6];
-  if (kind == Kind::kPointToPoint) {
-    procrustes_motion(sums, motion);
-  } else {
-    if (!gauss_newton(sums, x)) return false;
-    euler_motion(x, motion);
-  }
-  double total = 0.0;
-  for (int r = 0; r < 3; ++r)
-    for (int c = 0; c < 4; ++c) {
-      double entry = c == 3 ? motion[4 * r + 3] : 0.0;
-      for (int k = 0; k < 3; ++k) entry += motion[4 * r + k] * pose[4 * k + c];
-      next[4 * r + c] = entry;
-      total += entry;
-    }
-  return std::isfinite(total);
-}
-
 // The translation of a pose between clouds about their means from (sign = 1) or to (-1) that of the clouds as they are.
 void shift(const Cloud& source, const Cloud& target, double sign, double pose[16]) {
   for (int r = 0; r < 3; ++r) pose[4 * r + 3] += sign * (dot(pose + 4 * r, source.mean) - target.mean[r]);
@@ -170,7 +118,7 @@ void register_pair(const IcpBatchProblem& problem, const IcpBatchAnswer& answer,
   bool converged = false;
   int64_t taken = 0;
   while (taken < problem.max_iterations && !converged && now.count() > 0) {
-    if (!step(problem.kind, now.sums, omega, next)) break;
+    if (!icp_step(problem.kind, now.sums, omega, next)) break;
     std::copy(next, next + 12, omega);
     ++taken;
     const Evaluation after = pair.evaluate(omega);

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "core/correspondence.hpp"
 #include "core/kdtree.hpp"
 #include "core/parallel.hpp"
 
@@ -20,33 +21,16 @@ struct Sums {
   }
 };
 
-struct Pose {
-  explicit Pose(const double* t) {
-    for (int r = 0; r < 3; ++r) {
-      for (int c = 0; c < 3; ++c) rotation[3 * r + c] = t[4 * r + c];
-      translation[r] = t[4 * r + 3];
-    }
-  }
-  void rotate(const float* v, double out[3]) const {
-    for (int r = 0; r < 3; ++r) out[r] = rotation[3 * r] * v[0] + rotation[3 * r + 1] * v[1] + rotation[3 * r + 2] * v[2];
-  }
-  void apply(const float* v, double out[3]) const {
-    rotate(v, out);
-    for (int r = 0; r < 3; ++r) out[r] += translation[r];
-  }
-  double rotation[9], translation[3];
-};
-
-void widen(const float* from, int n, double* to) { std::copy(from, from + n, to); }
-
 // The kind and "is it L2" are compile-time constants in the loop over points.
 template <Kind kind, bool robust>
 Sums accumulate(const LinearizeProblem& problem, const Pose& pose, float limit, int64_t begin, int64_t end) {
   Sums sums;
   const Kernel kernel = robust ? problem.kernel : Kernel::kL2;
   const double parameter = problem.kernel_parameter;
+  const CorrespondingClouds clouds{problem.source, problem.source_normals, problem.source_covariances,
+                                   problem.target, problem.target_normals, problem.target_covariances};
   for (int64_t i = begin; i < end; ++i) {
-    double p[3], q[3];
+    double p[3];
     pose.apply(problem.source + 3 * i, p);
     int64_t j = -1;
     if (problem.tree) {
@@ -64,35 +48,8 @@ Sums accumulate(const LinearizeProblem& problem, const Pose& pose, float limit, 
       if (!std::isfinite(p[0] + p[1] + p[2])) sums.values[kCost] = std::numeric_limits<double>::quiet_NaN();
       continue;
     }
-    widen(problem.target + 3 * j, 3, q);
-    double distance2 = 0.0;
-    for (int a = 0; a < 3; ++a) {
-      distance2 += (p[a] - q[a]) * (p[a] - q[a]);
-      sums.values[kSourceSum + a] += p[a];
-      sums.values[kTargetSum + a] += q[a];
-    }
-    sums.values[kCount] += 1.0;
-    sums.values[kSquaredDistance] += distance2;
+    const double distance2 = add_correspondence<kind>(clouds, pose, kernel, parameter, i, j, p, sums.values);
     if (!problem.tree && problem.distances) problem.distances[i] = static_cast<float>(std::sqrt(distance2));
-
-    if constexpr (kind == Kind::kPointToPoint) {
-      add_point_to_point(kernel, parameter, p, q, sums.values);
-    } else if constexpr (kind == Kind::kPointToPlane) {
-      double normal[3];
-      widen(problem.target_normals + 3 * j, 3, normal);
-      add_point_to_plane(kernel, parameter, p, q, normal, sums.values);
-    } else if constexpr (kind == Kind::kSymmetric) {
-      double source_normal[3], target_normal[3];
-      pose.rotate(problem.source_normals + 3 * i, source_normal);
-      widen(problem.target_normals + 3 * j, 3, target_normal);
-      add_symmetric(kernel, parameter, p, q, source_normal, target_normal, sums.values);
-    } else {
-      double source_covariance[6], covariance[6];
-      widen(problem.source_covariances + 6 * i, 6, source_covariance);
-      rotate_symmetric3(pose.rotation, source_covariance, covariance);
-      for (int a = 0; a < 6; ++a) covariance[a] += problem.target_covariances[6 * j + a];
-      add_generalized(kernel, parameter, p, q, covariance, sums.values);
-    }
   }
   return sums;
 }
