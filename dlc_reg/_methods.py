@@ -18,6 +18,7 @@ from torch import Tensor
 from dlc_reg._baselines import METHODS, polished
 from dlc_reg.errors import InputError
 from dlc_reg.protocols import stack_ragged
+from dlc_reg.registration.assignment import polar_rotation
 from dlc_reg.registration.learned.frame import RegistrationNetwork
 
 Array = NDArray[Any]
@@ -59,12 +60,11 @@ class OneByOne:
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """A network in eval(), without gradients, started from the identity; `polish` runs symmetric ICP after it."""
+    """A network in eval(), without gradients, started from the identity."""
 
     name: str
     network: RegistrationNetwork
     iterations: int | None = None
-    polish: bool = False
     device: str | torch.device = "cpu"
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -77,11 +77,27 @@ class Learned:
             source, source_mask = _padded([p.source for p in batch], self.device)
             target, target_mask = _padded([p.target for p in batch], self.device)
             solution = network(source, target, source_mask, target_mask, iterations=self.iterations)
-            poses.append(orthonormal(solution.omega.double().cpu().numpy()))
-        found = np.concatenate(poses)
-        if self.polish:
-            found = np.stack([polished(p.source, p.target, T) for p, T in zip(pairs, found, strict=True)])
-        return found
+            poses.append(orthonormal(solution.omega))
+        return np.concatenate(poses)
+
+
+@dataclass(frozen=True, eq=False)
+class Polished:
+    """A method with symmetric ICP after it. An evaluation that has the method's poses already asks `after` alone."""
+
+    name: str
+    method: Method
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return self.method.about
+
+    def __call__(self, pairs: Sequence[Clouds]) -> Array:
+        return self.after(pairs, self.method(pairs))
+
+    def after(self, pairs: Sequence[Clouds], poses: Array) -> Array:
+        """The method's poses (B, 4, 4), polished."""
+        return np.stack([polished(p.source, p.target, T) for p, T in zip(pairs, poses, strict=True)])
 
 
 def method(name: str, *, iterations: int | None = None, device: str | torch.device = "cpu") -> Method:
@@ -93,8 +109,9 @@ def method(name: str, *, iterations: int | None = None, device: str | torch.devi
         InputError: no such method, no such weights, or its library is not installed.
     """
     if name.startswith("learned:"):
-        weights, polish = name.removeprefix("learned:").removesuffix("+polish"), name.endswith("+polish")
-        return learned(weights, name=name, iterations=iterations, polish=polish, device=device)
+        plain = name.removesuffix("+polish")
+        found = learned(plain.removeprefix("learned:"), name=plain, iterations=iterations, device=device)
+        return found if plain == name else Polished(name, found)
     if name not in METHODS:
         raise InputError("method", repr(name), f"{', '.join(METHODS)}, or learned:WEIGHTS[+polish]")
     function, library = METHODS[name]
@@ -123,13 +140,14 @@ def about_weights(weights: str) -> dict[str, Any]:
         return {"weights": weights, "weights_checksum": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
-def orthonormal(poses: Array) -> Array:
-    """The nearest rigid poses (..., 4, 4): a rotation in float32 is one only to 1e-7. Of NaN the identity."""
-    exact = poses.copy()
-    exact[~np.isfinite(poses).all((-2, -1))] = np.eye(4)  # the SVD would stop all of the batch
-    u, _, vt = np.linalg.svd(exact[..., :3, :3])
-    exact[..., :3, :3] = u @ vt
-    return exact
+def orthonormal(poses: Tensor) -> Array:
+    """The nearest rigid poses (..., 4, 4), float64: a rotation in float32 is one only to 1e-7. Of NaN the identity."""
+    exact = poses.detach().double().cpu()
+    finite = exact.isfinite().all(-1).all(-1)[..., None, None]
+    exact = torch.where(finite, exact, torch.eye(4, dtype=exact.dtype))  # the SVD would stop all of the batch
+    exact[..., :3, :3] = polar_rotation(exact[..., :3, :3])
+    rigid: Array = exact.numpy()
+    return rigid
 
 
 def installed() -> list[str]:

@@ -26,7 +26,18 @@ from numpy.typing import NDArray
 
 from dlc_reg._baselines import METHODS
 from dlc_reg._landscapes import basin_of, basin_radius, iterations_to_converge, slices, violation_curve, violation_rate
-from dlc_reg._methods import TOGETHER, Clouds, Learned, Method, OneByOne, about_weights, installed, learned, method
+from dlc_reg._methods import (
+    TOGETHER,
+    Clouds,
+    Learned,
+    Method,
+    OneByOne,
+    Polished,
+    about_weights,
+    installed,
+    learned,
+    method,
+)
 from dlc_reg._symmetry import is_symmetric, symmetric_shapes
 from dlc_reg._tables import PUBLISHED, Ruled, markdown
 from dlc_reg.errors import InputError
@@ -45,6 +56,7 @@ __all__ = [
     "Learned",
     "Method",
     "OneByOne",
+    "Polished",
     "Results",
     "about_weights",
     "basin_of",
@@ -178,9 +190,12 @@ def evaluate(
     given = [data[i] for i in range(len(data))]
     truths = np.stack([pair.truth.double().numpy() for pair in given])
     clouds = [blind(pair) for pair in given]
-    estimates, seconds = {}, {}
+    estimates: dict[str, Array] = {}
+    seconds: dict[str, float] = {}
     for runner in runners:
-        estimates[runner.name], seconds[runner.name] = _run(runner, clouds, progress)
+        first = runner.method.name if isinstance(runner, Polished) else ""
+        estimates[runner.name], seconds[runner.name] = _run(runner, clouds, estimates.get(first), progress)
+        seconds[runner.name] += seconds.get(first, 0.0)
     chamfers = {n: _chamfers(data, given, e) if chamfer else np.full(len(e), math.nan) for n, e in estimates.items()}
     about = {
         "seed": seed,
@@ -288,15 +303,23 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def _run(runner: Method, clouds: list[Clouds], progress: bool) -> tuple[Array, float]:
-    """Estimates (P, 4, 4), and seconds a pair after a run on one pair that warms up."""
+def _run(runner: Method, clouds: list[Clouds], before: Array | None, progress: bool) -> tuple[Array, float]:
+    """Estimates (P, 4, 4), and seconds a pair after a run on one pair that warms up.
+
+    `before`: what the method that the runner polishes has found already; the seconds are then of the polish alone.
+    """
     from tqdm import tqdm
 
-    runner(clouds[:1])
+    def run(rows: slice) -> Array:
+        if before is not None and isinstance(runner, Polished):
+            return runner.after(clouds[rows], before[rows])
+        return runner(clouds[rows])
+
+    run(slice(1))
     found, began = [], time.perf_counter()
     starts = range(0, len(clouds), TOGETHER)
     for start in tqdm(starts, desc=runner.name, disable=not progress, leave=False):
-        found.append(runner(clouds[start : start + TOGETHER]))
+        found.append(run(slice(start, start + TOGETHER)))
     took = (time.perf_counter() - began) / len(clouds)
     poses: Array = np.concatenate(found)
     poses[~np.isfinite(poses).all((1, 2))] = np.eye(4)

@@ -30,6 +30,7 @@ from dlc_reg.evaluation import (
     BINS,
     Learned,
     Method,
+    Polished,
     basin_of,
     evaluate,
     iterations_to_converge,
@@ -135,7 +136,8 @@ def run_cell(options: argparse.Namespace, architecture: str, column: str, seed: 
     else:
         recipe = recipe_of(options, architecture, column, seed)
         trained = train(recipe, training, folder, resume=True)
-        runners = [Learned("learned", trained.network), Learned("polished", trained.network, polish=True)]
+        plain = Learned("learned", trained.network)
+        runners: list[Method] = [plain, Polished("polished", plain)]
         found = {
             "methods": methods_on(held_out, recipe, runners, options.pairs),
             "landscape": landscape_of(trained.network, held_out, recipe, options.pairs),
