@@ -13,7 +13,8 @@ from surfaces import SEEDS, generator, rigid
 
 from dlc_reg import ops
 from dlc_reg.errors import InputError
-from dlc_reg.registration.assignment import ABSENT, Assignment, SoftAssignment, transform
+from dlc_reg.networks.neighbours import ABSENT
+from dlc_reg.registration.assignment import Assignment, SoftAssignment, transform
 
 pytestmark = pytest.mark.usefixtures("one_thread_for_torch")
 

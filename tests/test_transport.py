@@ -9,7 +9,8 @@ from scipy.optimize import minimize
 from scipy.spatial.transform import Rotation
 
 from dlc_reg.manifold import SE3
-from dlc_reg.registration.assignment import ABSENT, Assignment
+from dlc_reg.networks.neighbours import ABSENT
+from dlc_reg.registration.assignment import Assignment
 from dlc_reg.registration.learned.transport import Transport
 
 

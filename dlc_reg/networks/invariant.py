@@ -16,12 +16,11 @@ from torch.nn import functional
 
 from dlc_reg import ops
 from dlc_reg.errors import InputError
-from dlc_reg.networks.neighbours import check_counts, gather
+from dlc_reg.networks.neighbours import ABSENT, check_counts, gather
 
 NEAR, FAR = 16, 20  # neighbours among all points, and among every fifth
 FAR_STEP = 5
 NORMAL_NEIGHBOURS = 20
-ABSENT = -1e4  # the logit of an anchor that is padding
 EDGE_FEATURES, POINT_FEATURES = 8, 6
 
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from dlc_reg import ops
 from dlc_reg.errors import InputError
 
+ABSENT = -1e4  # the logit of padding: exp of it is 0 in every dtype
+
 
 class Neighbourhoods(NamedTuple):
     """Of each point of a batch (B, N, 3), nearest first. Padding is its own neighbour, and not `real`."""

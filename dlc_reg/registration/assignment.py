@@ -19,7 +19,6 @@ from torch.autograd.function import once_differentiable
 from dlc_reg import ops
 from dlc_reg.errors import InputError
 
-ABSENT = -1e4  # the affinity of padding: exp of it is 0 in every dtype
 NEGLIGIBLE = 60.0  # below the outlier's logit: adds e^-60 of it, and an exp that underflows takes fifteen times as long
 
 
@@ -28,7 +27,7 @@ class Assignment(NamedTuple):
 
     source: Tensor  # (B, N, 3)
     target: Tensor  # (B, M, 3)
-    affinity: Tensor  # (B, N, M); `ABSENT` where a point is padding
+    affinity: Tensor  # (B, N, M); a large negative number where a point is padding
     sharpness: Tensor  # () or (B,): beta, 1 / length^2
     outlier: Tensor | None  # () or (B,): o; None: every point has a match
     source_weight: Tensor  # (B, N): sums to one over the real points

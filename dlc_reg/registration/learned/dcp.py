@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dlc_reg.networks.dgcnn import DGCNN
-from dlc_reg.networks.neighbours import weights
+from dlc_reg.networks.neighbours import ABSENT, weights
 from dlc_reg.networks.transformer import CoAttention
-from dlc_reg.registration.assignment import ABSENT, Assignment, SoftAssignment
+from dlc_reg.registration.assignment import Assignment, SoftAssignment
 from dlc_reg.registration.learned.passes import Encoded, Repeated
 
 

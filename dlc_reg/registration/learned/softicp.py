@@ -9,8 +9,8 @@ from torch.nn import functional
 from dlc_reg import ops
 from dlc_reg.errors import InputError
 from dlc_reg.networks.invariant import InvariantEncoder
-from dlc_reg.networks.neighbours import blanked, gather, weights
-from dlc_reg.registration.assignment import ABSENT, Assignment, SoftAssignment
+from dlc_reg.networks.neighbours import ABSENT, blanked, gather, weights
+from dlc_reg.registration.assignment import Assignment, SoftAssignment
 from dlc_reg.registration.global_search import super_fibonacci
 from dlc_reg.registration.learned.dcp import products, without_padding
 from dlc_reg.registration.learned.frame import RegistrationNetwork
