@@ -1,147 +1,195 @@
-"""Point-to-plane ICP beside Open3D (legacy) and small_gicp: one thread, the same clouds, start and iterations.
+"""ICP with a fixed number of iterations beside Open3D (legacy, tensor) and small_gicp.
 
-    python benchmarks/icp.py [--points 100000] [--iterations 20] [--repeats 7]
+    python benchmarks/icp.py [--sizes 100000] [--iterations 20] [--kinds point_to_plane ...]
 
-Competitors alternate in one process; a time is the median of the repeats after one warm-up, and covers everything but
-the target's normals: search structures, iterations and the result. The clouds are two independent samples of one
-surface; the start is 5 degrees and 2% of the extent away. Answers are checked before anything is timed.
+Two independent samples of one surface, 5 degrees and 2% of its size apart, the same start for all. Everything counts,
+from the arrays to the pose: clouds, search structures, normals or covariances of 20 neighbours, iterations; "normals
+given" is point-to-plane on clouds that have them (small_gicp takes none and estimates them there, too). Before anything is timed every pose is compared with the truth. Where
+a library stops early (small_gicp does when its error no longer falls) its time is divided by the share of iterations.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import statistics
-import time
 from collections.abc import Callable
-from importlib.metadata import version
+from dataclasses import replace
+from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before Open3D is loaded, which has no argument for it
-
+import clouds
+import harness
 import numpy as np
-from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
+import roofline
+import torch
+from harness import OURS, Call, Cases, Checked, Work, gather
+
+from dlc_reg import ops
+from dlc_reg.geometry import PointCloud
+from dlc_reg.registration.icp import Convergence, icp
+from dlc_reg.registration.objectives import Generalized, PointToPlane, PointToPoint
+
+KINDS = ("point_to_point", "point_to_plane", "generalized")
+NEIGHBOURS, DISTANCE, SUCCESS = 20, 0.2, 0.01
+SMALL_GICP = {"point_to_point": "ICP", "point_to_plane": "PLANE_ICP", "generalized": "GICP"}
+
+Pair = tuple[clouds.Array, clouds.Array, clouds.Array | None]  # source, target, the target's normals if given
 
 
-def surface(count: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Points and normals of a bumpy torus about 3 units wide."""
-    rng = np.random.default_rng(seed)
-    u, v = rng.uniform(0, 2 * np.pi, (2, count))
+def work(
+    kind: str, points: int, options: argparse.Namespace, given: bool = False, names: tuple[str, ...] | None = None
+) -> Work:
+    source, truth = clouds.start(clouds.surface(points, options.seed)[0])
+    target, normals = clouds.surface(points, options.seed + 1)
+    task = (kind, (source, target, normals if given else None), options.iterations)
+    makers: dict[str, Callable[[], Call]] = {
+        OURS: lambda: _ours(*task, options.threads),
+        "small_gicp": lambda: _small_gicp(*task, options.threads),
+        "Open3D legacy": lambda: _legacy(*task),
+    }
+    if kind != "generalized":
+        makers["Open3D tensor"] = lambda: _tensor(*task)
 
-    def at(u: NDArray[np.float64], v: NDArray[np.float64]) -> NDArray[np.float64]:
-        tube = 0.5 * (1 + 0.2 * np.sin(5 * u) * np.cos(3 * v))
-        ring = 1.0 + tube * np.cos(v)
-        return np.stack([ring * np.cos(u), ring * np.sin(u), tube * np.sin(v) + 0.1 * np.cos(2 * u)], 1)
+    def check(name: str, answer: tuple[Any, int]) -> Checked:
+        T, iterations = answer
+        error = np.linalg.norm((np.asarray(T) - truth)[:3])
+        limit = SUCCESS if kind != "point_to_point" else 10 * SUCCESS  # which creeps along a surface
+        remark = f"error {error:.1e}, {iterations} iterations"
+        return Checked(bool(error < limit), remark, steps=iterations / options.iterations)
 
-    h = 1e-5
-    normals = np.cross(at(u + h, v) - at(u - h, v), at(u, v + h) - at(u, v - h))
-    return at(u, v), normals / np.linalg.norm(normals, axis=1, keepdims=True)
+    contenders = gather({name: make for name, make in makers.items() if names is None or name in names})
+    return Work(points, contenders, check, _cost(kind, points, options.iterations, given))
 
 
-def competitors(
-    source: NDArray[np.float64],
-    target: NDArray[np.float64],
-    normals: NDArray[np.float64],
-    init: NDArray[np.float64],
-    distance: float,
-    iterations: int,
-) -> dict[str, Callable[[], tuple[NDArray[np.float64], int]]]:
-    """Name -> a call that registers and returns (T_target_source, iterations)."""
-    import open3d as o3d
+def _cost(kind: str, points: int, iterations: int, given: bool) -> harness.Cost:
+    clouds_with_geometry = {"point_to_point": 0, "point_to_plane": 0 if given else 1, "generalized": 2}[kind]
+    geometry = roofline.both(roofline.search(points, points, NEIGHBOURS), roofline.geometry(points, NEIGHBOURS))
+    return roofline.both(roofline.icp(kind, points, points, iterations), *[geometry] * clouds_with_geometry)
+
+
+def _ours(kind: str, pair: Pair, iterations: int, threads: int) -> Call:
+    source, target, given = pair
+    objective = {"point_to_point": PointToPoint, "point_to_plane": PointToPlane, "generalized": Generalized}[kind]()
+    stop = Convergence(0.0, 0.0, iterations)
+
+    def run() -> tuple[Any, int]:
+        a, b = PointCloud.from_any(source, name="source"), PointCloud.from_any(target, name="target")
+        index = ops.SearchIndex(b.points, num_threads=threads)
+        if given is not None:
+            b = replace(b, normals=torch.from_numpy(given).float())
+        elif kind != "point_to_point":
+            b = replace(b, normals=ops.estimate_normals(index, NEIGHBOURS, num_threads=threads))
+        if kind == "generalized":
+            a = a.with_normals(NEIGHBOURS, num_threads=threads)
+        r = icp(a, b, objective, max_distance=DISTANCE, convergence=stop, index=index, num_threads=threads)
+        return r.transformation, r.iterations
+
+    return run
+
+
+def _small_gicp(kind: str, pair: Pair, iterations: int, threads: int) -> Call:
     import small_gicp
-    import torch
 
-    from dlc_reg.pipelines import registration as reg
+    source, target, given = pair
 
-    torch.set_num_threads(1)
-    o3 = o3d.pipelines.registration
-    a = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(source))
-    b = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(target))
-    b.normals = o3d.utility.Vector3dVector(normals)
-    small_source, small_target = small_gicp.PointCloud(source), small_gicp.PointCloud(target)
-    homogeneous = np.concatenate([normals, np.zeros((len(normals), 1))], 1)
-    small_gicp.estimate_normals(small_target, num_neighbors=10, num_threads=1)
-    assert small_target.normals().shape == homogeneous.shape
-
-    def run_open3d() -> tuple[NDArray[np.float64], int]:
-        r = o3.registration_icp(
-            a, b, distance, init, o3.TransformationEstimationPointToPlane(), o3.ICPConvergenceCriteria(0, 0, iterations)
-        )
-        return np.asarray(r.transformation), iterations
-
-    def run_small_gicp() -> tuple[NDArray[np.float64], int]:
-        tree = small_gicp.KdTree(small_target, num_threads=1)
+    def run() -> tuple[Any, int]:
+        b = small_gicp.PointCloud(target)
+        tree = small_gicp.KdTree(b, num_threads=threads)
+        a = small_gicp.PointCloud(source)
+        if kind == "point_to_plane":
+            # it takes no normals from outside, so where the others have theirs given it estimates them all the same
+            small_gicp.estimate_normals(b, tree, num_neighbors=NEIGHBOURS, num_threads=threads)
+        if kind == "generalized":
+            small_gicp.estimate_covariances(b, tree, num_neighbors=NEIGHBOURS, num_threads=threads)
+            small_gicp.estimate_covariances(a, num_neighbors=NEIGHBOURS, num_threads=threads)
         r = small_gicp.align(
-            small_target,
-            small_source,
+            b,
+            a,
             tree,
-            init,
-            registration_type="PLANE_ICP",
-            max_correspondence_distance=distance,
-            num_threads=1,
+            np.eye(4),
+            registration_type=SMALL_GICP[kind],
+            max_correspondence_distance=DISTANCE,
+            num_threads=threads,
             max_iterations=iterations,
             rotation_epsilon=0.0,
             translation_epsilon=0.0,
         )
-        return np.asarray(r.T_target_source), max(1, int(r.iterations))
+        return r.T_target_source, int(r.iterations) + 1  # it gives the number of the last, from 0
 
-    def run_ours() -> tuple[NDArray[np.float64], int]:
-        r = reg.registration_icp(
-            a,
-            b,
-            distance,
-            init,
-            reg.TransformationEstimationPointToPlane(),
-            reg.ICPConvergenceCriteria(0, 0, iterations),
-            num_threads=1,
-        )
-        return np.asarray(r.transformation), iterations
-
-    return {"dlc_reg": run_ours, "Open3D legacy": run_open3d, "small_gicp": run_small_gicp}
+    return run
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--points", type=int, default=100_000)
+def _legacy(kind: str, pair: Pair, iterations: int) -> Call:
+    import open3d as o3d
+
+    o3 = o3d.pipelines.registration
+    source, target, given = pair
+    criteria = o3.ICPConvergenceCriteria(0, 0, iterations)
+    search = o3d.geometry.KDTreeSearchParamKNN(NEIGHBOURS)
+
+    def run() -> tuple[Any, int]:
+        a, b = (o3d.geometry.PointCloud(o3d.utility.Vector3dVector(x)) for x in (source, target))
+        if kind == "generalized":
+            a.estimate_covariances(search)
+            b.estimate_covariances(search)
+            r = o3.registration_generalized_icp(
+                a, b, DISTANCE, np.eye(4), o3.TransformationEstimationForGeneralizedICP(), criteria
+            )
+            return r.transformation, iterations
+        if kind == "point_to_point":
+            estimation = o3.TransformationEstimationPointToPoint()
+        else:
+            estimation = o3.TransformationEstimationPointToPlane()
+            if given is None:
+                b.estimate_normals(search)
+            else:
+                b.normals = o3d.utility.Vector3dVector(given)
+        r = o3.registration_icp(a, b, DISTANCE, np.eye(4), estimation, criteria)
+        return r.transformation, iterations
+
+    return run
+
+
+def _tensor(kind: str, pair: Pair, iterations: int) -> Call:
+    import open3d as o3d
+
+    o3 = o3d.t.pipelines.registration
+    source, target, given = (None if x is None else o3d.core.Tensor.from_numpy(x.astype(np.float32)) for x in pair)
+    criteria = o3.ICPConvergenceCriteria(0, 0, iterations)
+
+    def run() -> tuple[Any, int]:
+        a, b = o3d.t.geometry.PointCloud(source), o3d.t.geometry.PointCloud(target)
+        if kind == "point_to_point":
+            estimation = o3.TransformationEstimationPointToPoint()
+        else:
+            estimation = o3.TransformationEstimationPointToPlane()
+            if given is None:
+                b.estimate_normals(max_nn=NEIGHBOURS)
+            else:
+                b.point.normals = given
+        r = o3.icp(a, b, DISTANCE, np.eye(4), estimation, criteria)
+        return r.transformation.numpy(), iterations
+
+    return run
+
+
+def case(kind: str, points: int, iterations: int, given: bool = False) -> str:
+    return f"{kind}{', normals given' if given else ''}, {points:,} points, {iterations} iterations"
+
+
+def cases(options: argparse.Namespace) -> Cases:
+    found: Cases = {}
+    for n in options.sizes:
+        for kind in options.kinds:
+            for given in (False, True) if kind == "point_to_plane" else (False,):
+                name = case(kind, n, options.iterations, given)
+                found[name] = lambda kind=kind, n=n, given=given: work(kind, n, options, given)  # type: ignore[misc]
+    return found
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--sizes", "--points", type=int, nargs="+", default=[100_000])
     parser.add_argument("--iterations", type=int, default=20)
-    parser.add_argument("--repeats", type=int, default=7)
-    options = parser.parse_args()
-
-    points, _ = surface(options.points, seed=0)
-    target, normals = surface(options.points, seed=1)
-    T_target_source = np.eye(4)
-    T_target_source[:3, :3] = Rotation.from_rotvec(np.radians([3.0, -2.0, 3.4])).as_matrix()
-    T_target_source[:3, 3] = [0.05, -0.03, 0.02]
-    source = (points - T_target_source[:3, 3]) @ T_target_source[:3, :3]
-    methods = competitors(source, target, normals, np.eye(4), 0.2, options.iterations)
-
-    for name, call in methods.items():
-        T, _ = call()
-        error = np.linalg.norm((T - T_target_source)[:3])
-        print(f"{name:14s} error {error:.2e}")
-        assert error < 0.01, f"{name} did not converge: nothing to compare"
-    seconds: dict[str, list[float]] = {name: [] for name in methods}
-    steps: dict[str, int] = {}
-    for _ in range(options.repeats):
-        for name, call in methods.items():
-            start = time.perf_counter()
-            _, steps[name] = call()
-            seconds[name].append(time.perf_counter() - start)
-
-    print(
-        f"\n{options.points} points a side, 1 thread, {platform.machine()}, Python {platform.python_version()}, "
-        f"open3d {version('open3d')}, small_gicp {version('small_gicp')}, torch {version('torch')}"
-    )
-    print(f"{'':14s} {'median':>9s} {'spread':>15s} {'iterations':>10s} {'per iteration':>13s} {'ratio to ours':>13s}")
-    ours = statistics.median(seconds["dlc_reg"]) / steps["dlc_reg"]
-    for name, times in seconds.items():
-        each = statistics.median(times) / steps[name]
-        print(
-            f"{name:14s} {statistics.median(times):8.3f}s {min(times):7.3f}-{max(times):.3f} {steps[name]:10d} "
-            f"{1e3 * each:11.2f}ms {each / ours:12.2f}x"
-        )
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
 
 
 if __name__ == "__main__":
-    main()
+    harness.main(__file__, __doc__, cases, arguments)
