@@ -66,7 +66,7 @@ void radius_fill(Call call, TreeMemory tree, const float* queries, const int32_t
 
 // --- groups of points ---
 
-// normals: (n, 3); covariances: (n, 6); of the tree's points around points (n, 3), 1 <= k <= kMaxNeighbours.
+// points: (n, 3), those of the tree; order as above; normals: (n, 3); covariances: (n, 6); k <= kMaxNeighbours.
 void normals(Call call, TreeMemory tree, const float* points, const int32_t* order, int64_t n, int k,
              float max_distance, float* normals, float* covariances);
 

@@ -1,21 +1,13 @@
-#include <cmath>
-#include <cstring>
+#include "cuda/search.cuh"
 
-#include "core/kdtree.hpp"
-#include "cuda/launch.cuh"
-#include "cuda/tree.hpp"
+#include <cmath>
+#include <type_traits>
 
 namespace dlc {
 namespace cuda {
 namespace {
 
 constexpr int kTile = 256;  // points of a small cloud in shared memory at a time
-
-DLC_DEVICE int64_t query_of(int64_t thread, const int32_t* order) { return order ? order[thread] : thread; }
-
-DLC_DEVICE void load_query(const float* queries, int64_t i, float q[3]) {
-  for (int a = 0; a < 3; ++a) q[a] = queries[3 * i + a];
-}
 
 DLC_DEVICE void write_row(const Nearest& found, int, float* distances, int64_t* indices) {
   const bool any = found.index != kNoPoint;
@@ -110,20 +102,10 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// The largest d2 whose root is below max_distance; negative where there is none.
-float bound_below(float max_distance) {
-  const float limit = squared_limit(max_distance);
-  return limit > 0.0f ? from_bits(bits_of(limit) - 1) : -1.0f;
-}
-
-// The smallest collector that holds k: what a thread keeps in local memory decides how many run at a time.
 template <class Body>
-void with_collector(int k, const Body& body) {
-  if (k < 1 || k > kMaxNeighbours) throw std::invalid_argument("1 to 64 neighbours");
+void with_any_collector(int k, const Body& body) {
   if (k == 1) body(static_cast<Nearest*>(nullptr));
-  else if (k <= 8) body(static_cast<KNearest<8>*>(nullptr));
-  else if (k <= 20) body(static_cast<KNearest<20>*>(nullptr));
-  else body(static_cast<KNearest<kMaxNeighbours>*>(nullptr));
+  else with_collector(k, body);
 }
 
 }  // namespace
@@ -131,7 +113,7 @@ void with_collector(int k, const Body& body) {
 void knn(Call call, TreeMemory tree, const float* queries, const int32_t* order, int64_t m, int k, float max_distance,
          float* distances, int64_t* indices) {
   const OnDevice scope(call);
-  with_collector(k, [&](auto* collector) {
+  with_any_collector(k, [&](auto* collector) {
     using Found = std::remove_pointer_t<decltype(collector)>;
     launch_each(call, m, knn_kernel<Found>, layout(tree.memory, tree.n), queries, order, m, k,
                 bound_below(max_distance), distances, indices);
@@ -143,7 +125,7 @@ void knn_ragged(Call call, const float* points, const int64_t* point_splits, con
                 float* distances, int64_t* indices) {
   const OnDevice scope(call);
   const dim3 grid(blocks_for(longest), static_cast<unsigned>(std::min<int64_t>(batch, 65535)));
-  with_collector(k, [&](auto* collector) {
+  with_any_collector(k, [&](auto* collector) {
     using Found = std::remove_pointer_t<decltype(collector)>;
     launch(call, grid, dim3(kThreads), ragged_kernel<Found>, points, point_splits, queries, query_splits, batch, k,
            bound_below(max_distance), distances, indices);

@@ -156,6 +156,10 @@ inline void __syncthreads() { emulator::wait(emulator::Waiting::kForBlock); }
 inline void __syncwarp(unsigned = ~0u) { emulator::wait(emulator::Waiting::kForWarp); }
 inline void __threadfence() {}
 template <class T>
+T __ldcg(const T* at) {
+  return *at;
+}
+template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
   return emulator::exchange(value, emulator::block().running % emulator::kWarp ^ static_cast<unsigned>(mask));
 }
