@@ -5,8 +5,8 @@
 #include <limits>
 #include <vector>
 
+#include "core/assignment_moments.hpp"
 #include "core/assignment_row.hpp"
-#include "core/linalg.hpp"
 #include "core/parallel.hpp"
 
 namespace dlc {
@@ -17,29 +17,6 @@ constexpr int64_t kRowsInFloat = 32;   // rows summed in float32 before their su
 constexpr double kCarefulBelow = 50;   // o further below the largest affinity needs the careful loop
 constexpr double kLeastShift = -1000;  // well above kAbsent, so that absent pairs weigh exactly 0
 constexpr double kNoMass = 1e-19;      // shares that sum to less say nothing about the pose
-
-// Sums of share-weighted points about the clouds' centres.
-struct ShareMoments {
-  double mass = 0, p[3] = {}, q[3] = {}, qp[9] = {};
-
-  // weight * (shares sum, shares times q) of one source point
-  void add_row(double weight, double share, const double share_q[3], const double point[3]) {
-    mass += weight * share;
-    for (int r = 0; r < 3; ++r) {
-      q[r] += weight * share_q[r];
-      p[r] += weight * share * point[r];
-      for (int c = 0; c < 3; ++c) qp[3 * r + c] += weight * share_q[r] * point[c];
-    }
-  }
-  void add_column(double weight, double share, const double share_p[3], const double point[3]) {
-    mass += weight * share;
-    for (int r = 0; r < 3; ++r) {
-      p[r] += weight * share_p[r];
-      q[r] += weight * share * point[r];
-      for (int c = 0; c < 3; ++c) qp[3 * r + c] += weight * point[r] * share_p[c];
-    }
-  }
-};
 
 // A pair of clouds, about their centres so that float32 holds them well, coordinate by coordinate.
 struct Pair {
@@ -211,20 +188,6 @@ double careful_sweep(const Pair& pair, const Pose& pose, bool both_ways, ShareMo
   return energy;
 }
 
-void fit(const ShareMoments& moments, const Pair& pair, double pose[16]) {
-  double rotation[9] = {1, 0, 0, 0, 1, 0, 0, 0, 1}, translation[3] = {0, 0, 0};
-  if (!(moments.mass <= kNoMass)) {
-    procrustes(moments.mass, moments.p, moments.q, moments.qp, rotation, translation);
-    for (int r = 0; r < 3; ++r) translation[r] += pair.target_center[r] - dot(rotation + 3 * r, pair.source_center);
-  }
-  for (int r = 0; r < 3; ++r) {
-    for (int c = 0; c < 3; ++c) pose[4 * r + c] = rotation[3 * r + c];
-    pose[4 * r + 3] = translation[r];
-    pose[12 + r] = 0.0;
-  }
-  pose[15] = 1.0;
-}
-
 }  // namespace
 
 void soft_assignment(const AssignmentProblem& problem, double* energy, double* poses_after, int num_threads) {
@@ -241,7 +204,7 @@ void soft_assignment(const AssignmentProblem& problem, double* energy, double* p
       ShareMoments* wanted = poses_after ? &moments : nullptr;
       energy[job] = pair.careful ? careful_sweep(pair, pose, problem.both_ways, wanted)
                                  : sweep(pair, pose, problem.both_ways, wanted);
-      if (poses_after) fit(moments, pair, poses_after + 16 * job);
+      if (poses_after) fit_pose(moments, pair.source_center, pair.target_center, poses_after + 16 * job);
     }
   });
 }
