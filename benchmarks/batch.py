@@ -27,7 +27,7 @@ from dlc_reg import ops
 from dlc_reg.metrics import rotation_error
 from dlc_reg.protocols import PairBatch, PairDataset, Shapes, collate, protocol
 
-NEIGHBOURS, ITERATIONS, SUCCESS_DEG, LEAST = 20, 30, 5.0, 0.5
+NEIGHBOURS, ITERATIONS, SUCCESS_DEG, LEAST = 20, 30, 5.0, 0.25
 SMALL_GICP = {"point_to_point": "ICP", "point_to_plane": "PLANE_ICP", "generalized": "GICP"}
 
 

@@ -354,3 +354,13 @@ def save(path: Path, description: str, found: Mapping[str, Any], results: list[R
     text = {"description": description, "about": found, "results": rows, "notes": notes}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
+
+
+def load(path: Path) -> tuple[dict[str, Any], list[Result]]:
+    """What `save` wrote: everything as it stands there, and the results."""
+    text = json.loads(path.read_text(encoding="utf-8"))
+    results = []
+    for given in text["results"]:
+        rows = [Row(**{k: v for k, v in row.items() if k != "median"}) for row in given["rows"]]
+        results.append(Result(**(given | {"rows": rows})))
+    return text, results
