@@ -27,7 +27,7 @@ OURS = "dlc_reg"
 PEERS = ("scipy", "pykdtree", "open3d", "small_gicp", "faiss-cpu")
 LEAST_ROUNDS = 3
 
-_wanted: str | None = None  # in a process that measures one contender's memory, its name
+_wanted: set[str] | None = None  # the contenders to make; None: all
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -101,7 +101,7 @@ def gather(makers: Mapping[str, Callable[[], Call]]) -> dict[str, Call]:
     """The contenders whose libraries are installed."""
     found = {}
     for name, make in makers.items():
-        if _wanted not in (None, name):
+        if _wanted is not None and name not in _wanted:
             continue
         try:
             found[name] = make()
@@ -196,6 +196,7 @@ def main(
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="*", help="cases whose names match this pattern")
+    parser.add_argument("--against", nargs="+", metavar="NAME", help="contenders other than ours (default: all)")
     parser.add_argument(
         "--memory", default="", metavar="PATTERN", help="in these cases also peak memory, each in a process of its own"
     )
@@ -206,11 +207,14 @@ def main(
         parser.error("--clock cpu adds up all threads: only with --threads 1")
     _limit_threads(options.threads)
     chosen = cases(options)
+    global _wanted
     if options.peak:
-        global _wanted
-        case, _wanted = options.peak
-        print(json.dumps(peak_memory(chosen[case]().contenders[_wanted])))
+        case, name = options.peak
+        _wanted = {name}
+        print(json.dumps(peak_memory(chosen[case]().contenders[name])))
         return
+    if options.against:
+        _wanted = {OURS, *options.against}
     results = []
     for case, make in chosen.items():
         if fnmatch(case, options.only):

@@ -46,10 +46,12 @@ class Oracle:
     def __call__(self, name: str, found: Found) -> Checked:
         given = self._distances(found)
         rounding = ROUNDING if found.indices is not None else 10 * ROUNDING
+        missing = np.isinf(given) | np.isinf(self.true)
         with np.errstate(invalid="ignore"):
-            wrong = ~(np.abs(given - self.true) <= rounding * self.true + 1e-12) & ~(given == self.true)
-        # whether a neighbour at the limit itself is within it, rounding decides
-        wrong &= ~(np.abs(np.minimum(given, self.true) - self.limit) <= rounding * self.limit)
+            same = np.where(missing, given == self.true, np.abs(given - self.true) <= rounding * self.true + 1e-12)
+        if np.isfinite(self.limit):  # whether a neighbour at the limit itself is within it, rounding decides
+            same |= missing & (np.abs(np.minimum(given, self.true) - self.limit) <= rounding * self.limit)
+        wrong = ~same
         count = int(wrong.any(axis=1).sum())
         exact = "exact" if found.indices is not None else "exact distances, no indices"
         return Checked(count == 0, exact if count == 0 else f"{count} of {len(given)} queries wrong")
