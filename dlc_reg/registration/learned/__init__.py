@@ -1,6 +1,6 @@
 """Registration networks, each written from its paper, in one frame."""
 
-from dlc_reg.registration.learned.arguments import recorded
+from dlc_reg.networks.arguments import recorded
 from dlc_reg.registration.learned.dcp import DCP
 from dlc_reg.registration.learned.frame import RegistrationNetwork
 from dlc_reg.registration.learned.pointnetlk import PointNetLK
