@@ -339,8 +339,8 @@ def table(result: Result) -> str:
         r = result.roofline
         lines += [
             "",
-            f"Roofline: {r['bytes'] / 1e6:.1f} MB at {r['bandwidth'] / 1e9:.1f} GB/s take {duration(r['memory_s'])}, "
-            f"{r['operations'] / 1e6:.0f} Mflop at {r['rate'] / 1e9:.0f} Gflop/s {duration(r['arithmetic_s'])}; "
+            f"Roofline: {r['bytes'] / 1e6:.3g} MB at {r['bandwidth'] / 1e9:.1f} GB/s take {duration(r['memory_s'])}, "
+            f"{r['operations'] / 1e6:.3g} Mflop at {r['rate'] / 1e9:.0f} Gflop/s {duration(r['arithmetic_s'])}; "
             f"{OURS} takes {r['times_bound']:.1f} times the larger.",
         ]
     return "\n".join(lines)

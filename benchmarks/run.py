@@ -46,7 +46,7 @@ QUICK = {
     "growth": ["--largest", "100000"],
 }
 TINY = {
-    "nearest": ["--sizes", "500"],
+    "nearest": ["--sizes", "500", "--only", "*near, all*"],
     "neighbours": ["--sizes", "500"],
     "radius": ["--sizes", "500"],
     "voxels": ["--sizes", "2000"],

@@ -16,7 +16,7 @@ from conftest import ROOT
 
 FOLDER = ROOT / "benchmarks"
 SCRIPTS = {
-    "nearest": ["--sizes", "300", "--only", "*near*"],
+    "nearest": ["--sizes", "300", "--only", "[us]*near, *"],
     "neighbours": ["--sizes", "300"],
     "radius": ["--sizes", "300"],
     "voxels": ["--sizes", "2000"],
