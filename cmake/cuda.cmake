@@ -37,7 +37,7 @@ if(DLC_REG_CUDA STREQUAL "EMULATED")
   dlc_emulated_cuda()
   add_library(dlc_cuda INTERFACE)
   target_link_libraries(dlc_cuda INTERFACE dlc_cuda_emulated)
-  target_compile_definitions(dlc_cuda INTERFACE DLC_CUDA=2)
+  target_compile_definitions(dlc_cuda INTERFACE DLC_CUDA=1 DLC_CUDA_EMULATED=1)
 elseif(DLC_REG_CUDA)  # AUTO or true
   # The machine code of the data-centre GPUs in use, and PTX that the driver compiles for every later one. Never
   # `native`: a package is often built on another machine than it runs on.
@@ -53,6 +53,10 @@ elseif(DLC_REG_CUDA)  # AUTO or true
     add_library(dlc_cuda STATIC ${cuda_sources})
     target_link_libraries(dlc_cuda PUBLIC dlc_core CUDA::cudart_static)
     target_compile_definitions(dlc_cuda PUBLIC DLC_CUDA=1)
+    # Contraction off, as on the host, so that both find the same neighbours; soft assignment is compared by tolerance.
+    set(exact_sources ${cuda_sources})
+    list(FILTER exact_sources EXCLUDE REGEX "/assignment[a-z_]*\\.cu$")
+    set_source_files_properties(${exact_sources} PROPERTIES COMPILE_OPTIONS --fmad=false)
     set_target_properties(dlc_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_VISIBILITY_PRESET hidden)
     message(STATUS "CUDA kernels: ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${CMAKE_CUDA_ARCHITECTURES}")
   elseif(DLC_REG_CUDA STREQUAL "AUTO")

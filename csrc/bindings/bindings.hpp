@@ -9,6 +9,7 @@ void bind_linearize(nanobind::module_& module);
 void bind_hypotheses(nanobind::module_& module);
 void bind_assignment(nanobind::module_& module);
 void bind_icp_batch(nanobind::module_& module);
+void bind_cuda(nanobind::module_& module);
 
 template <typename T>
 T* pointer(std::uintptr_t address) {

@@ -6,4 +6,5 @@ NB_MODULE(_core, module) {
   bind_hypotheses(module);
   bind_assignment(module);
   bind_icp_batch(module);
+  bind_cuda(module);
 }

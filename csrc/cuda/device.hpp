@@ -105,13 +105,31 @@ void icp_batch(Call call, const IcpBatchProblem& problem, const IcpBatchAnswer& 
 struct AssignmentAnswer {
   double* energy;       // (K, B)
   double* poses_after;  // (K, B, 4, 4), or null
-  double* moments;      // (K, B, 16): sum w, sum w p (3), sum w q (3), sum w q p^T (9), about the centres; or null
-  float* rows;          // (K, B, N, 5): log of a row's total, and its shares' sum and sum times q (3); or null
-  float* columns;       // (K, B, M, 5): the same of a column, times p. Null without both_ways
-  double* centers;      // (B, 6): the centre of source and target
+  float* row_logs;      // (K, B, N): log(1 + sum_j exp(l_ij - o))
+  float* column_logs;   // (K, B, M): the same of the columns; null without both_ways
 };
-std::size_t assignment_bytes(int64_t num_poses, int64_t batch, int64_t n, int64_t m);
+// scratch: assignment_bytes(problem, whether poses_after is wanted), aligned to 16.
+std::size_t assignment_bytes(const AssignmentProblem& problem, bool moments);
 void soft_assignment(Call call, const AssignmentProblem& problem, const AssignmentAnswer& answer, void* scratch);
+
+// The energies' gradient, as far as it takes a sum over all pairs of points; d_ij = dL/dl_ij for dL/dE = weights (K, B).
+struct AssignmentGradient {
+  const double* weights;
+  const float *row_logs, *column_logs;  // of the forward pass
+  float* affinity;  // (B, N, M): sum_k d_ij
+  float* rows;      // (K, B, chunks, N, 4): parts of sum_j d_ij and of sum_j d_ij (q_j - centre)
+  float* columns;   // (K, B, tiles, M, 4): parts of sum_i d_ij and of sum_i d_ij (R p_i + t - centre)
+  double* spread;   // (K, B, chunks * tiles): parts of sum_ij d_ij |R p_i + t - q_j|^2
+  double* centers;  // (B, 6): of source and target
+};
+struct AssignmentParts {
+  int64_t chunks, tiles;
+};
+AssignmentParts assignment_parts(const AssignmentProblem& problem);
+// scratch: assignment_gradient_bytes(problem), aligned to 16.
+std::size_t assignment_gradient_bytes(const AssignmentProblem& problem);
+void soft_assignment_gradient(Call call, const AssignmentProblem& problem, const AssignmentGradient& gradient,
+                              void* scratch);
 
 }  // namespace cuda
 }  // namespace dlc

@@ -32,10 +32,11 @@ class OnDevice {  // the thread's device for the length of a scope
   int device_, before_ = 0;
 };
 
-constexpr int kThreads = 128;  // a block, unless said otherwise
+constexpr int kThreads = 128;  // of every block
+constexpr int kWarps = kThreads / 32;
 
-inline unsigned blocks_for(int64_t work, int threads = kThreads) {
-  return static_cast<unsigned>((work + threads - 1) / threads);
+inline unsigned blocks_for(int64_t work) {
+  return static_cast<unsigned>((work + kThreads - 1) / kThreads);
 }
 
 template <class... Parameters, class... Arguments>
@@ -61,6 +62,22 @@ void launch_each(const Call& call, int64_t work, void (*kernel)(Parameters...), 
 #endif
 
 DLC_DEVICE int64_t thread_number() { return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; }
+
+// Sums over the block, for all of its threads.
+template <int count>
+DLC_DEVICE void block_sums(double (&v)[count]) {
+  __shared__ double warps[kWarps][count];
+  __syncthreads();
+  for (int k = 0; k < count; ++k) {
+    for (int step = 16; step > 0; step /= 2) v[k] += __shfl_xor_sync(~0u, v[k], step);
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32][k] = v[k];
+  }
+  __syncthreads();
+  for (int k = 0; k < count; ++k) {
+    v[k] = 0.0;
+    for (int w = 0; w < kWarps; ++w) v[k] += warps[w][k];
+  }
+}
 
 }  // namespace cuda
 }  // namespace dlc

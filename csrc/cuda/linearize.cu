@@ -8,7 +8,6 @@ namespace cuda {
 namespace {
 
 constexpr int64_t kMaxBlocks = 1024;  // of partial sums: the partition, and so every bit, depends on n alone
-constexpr int kWarps = kThreads / 32;
 constexpr int kSegments = kThreads / kSums;  // threads that share the last sum over the blocks
 
 struct Arguments {

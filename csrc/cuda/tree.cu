@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kThreads)
   const float last = static_cast<float>((1 << bits) - 1), scale = extent > 0.0f ? last / extent : 0.0f;
   uint64_t cell[3];
   for (int a = 0; a < 3; ++a) {
-    const float at = multiply(points[3 * i + a] - lo[a], scale);
+    const float at = (points[3 * i + a] - lo[a]) * scale;
     cell[a] = at > 0.0f ? static_cast<uint64_t>(static_cast<int32_t>(at < last ? at : last)) : 0;
   }
   keys[i] = morton_code(cell[0], cell[1], cell[2]);

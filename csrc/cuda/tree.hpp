@@ -50,15 +50,8 @@ inline Tree layout(const void* memory, int64_t n) {
 }
 inline int64_t node_count(const Tree& tree) { return tree.first[tree.height - 1] + 1; }
 
-// Rounded one by one: a fused multiply-add would give another distance than the host's.
-DLC_HD float multiply(float a, float b) {
-#if defined(__CUDA_ARCH__)
-  return __fmul_rn(a, b);
-#else
-  return a * b;
-#endif
-}
-DLC_HD float square_sum(float x, float y, float z) { return multiply(x, x) + multiply(y, y) + multiply(z, z); }
+// Compiled without contraction, as on the host: a fused multiply-add would give another distance.
+DLC_HD float square_sum(float x, float y, float z) { return x * x + y * y + z * z; }
 
 DLC_HD int32_t bits_of(float value) {
   int32_t bits;

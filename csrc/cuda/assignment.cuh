@@ -1,0 +1,64 @@
+// What the forward and the backward kernels of soft assignments share: the clouds about their centres, and sums.
+#pragma once
+#include "cuda/launch.cuh"
+
+namespace dlc {
+namespace cuda {
+
+constexpr int kColumnsEach = 4;                         // columns of a thread
+constexpr int kChunk = kColumnsEach * kThreads;         // columns of a block
+constexpr int kRowsAtOnce = 8;                          // rows whose sums are formed together
+constexpr int kRowsInFloat = 32;                        // rows summed in float32 before their sums go to double
+constexpr int64_t kBlocksWanted = 1056;                 // rows are split among blocks up to this many
+
+struct AssignmentClouds {  // as floats about the centres
+  const float* source;  // (B, N, 3)
+  const float* target;  // (B, 3, M)
+  const float* moved;   // (K * B, N, 3): the source in the frame of the centred target
+};
+
+// How the work on (jobs, N, M) is cut up; a function of the sizes alone, so that every device adds in the same order.
+struct Cut {
+  int64_t chunks, tiles, rows;  // of columns; of rows; rows in a tile
+  Cut(int64_t jobs, int64_t n, int64_t m) {
+    chunks = std::max<int64_t>(1, (m + kChunk - 1) / kChunk);
+    const int64_t most = std::max<int64_t>(1, (n + kRowsInFloat - 1) / kRowsInFloat);
+    tiles = std::clamp<int64_t>(kBlocksWanted / std::max<int64_t>(1, jobs * chunks), 1, most);
+    rows = (most + tiles - 1) / tiles * kRowsInFloat;
+    tiles = std::max<int64_t>(1, (n + rows - 1) / rows);
+  }
+};
+
+struct Place {  // of a block in a cut
+  int64_t job, tile, chunk;
+  DLC_DEVICE Place(int64_t chunks, int64_t tiles)
+      : job(blockIdx.x / (chunks * tiles)), tile(blockIdx.x / chunks % tiles), chunk(blockIdx.x % chunks) {}
+};
+
+// Sums of `count` numbers over a warp with about one shuffle each: at every step half of the numbers go to the other
+// half of the lanes. Number v ends in the lanes from v * 32 / count on; count is 8 or 32. Recursive, so that all indices
+// are constants and the numbers stay in registers.
+template <int count, int left = count / 2, int step = 16>
+DLC_DEVICE float warp_sums(float (&v)[count]) {
+  if constexpr (left > 0) {
+    const bool high = threadIdx.x & step;
+#if defined(__CUDA_ARCH__)
+#pragma unroll
+#endif
+    for (int i = 0; i < left; ++i) {
+      const float kept = high ? v[i + left] : v[i], given = high ? v[i] : v[i + left];
+      v[i] = kept + __shfl_xor_sync(~0u, given, step);
+    }
+  } else {
+    v[0] += __shfl_xor_sync(~0u, v[0], step);
+  }
+  if constexpr (step > 1) return warp_sums<count, left / 2, step / 2>(v);
+  else return v[0];
+}
+
+// The clouds of a problem in clouds_bytes(problem) of memory, and their centers (B, 6).
+std::size_t clouds_bytes(const AssignmentProblem& problem);
+AssignmentClouds make_clouds(const Call& call, const AssignmentProblem& problem, void* memory, double* centers);
+
+}  // namespace cuda
+}  // namespace dlc
