@@ -7,38 +7,25 @@ range are `InputError`s that name it.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
+from torch.utils.data import Dataset
+
+from dlc_reg._terms import Losses
 from dlc_reg.errors import InputError
-from dlc_reg.protocols import Protocol, protocol
 
 
-@dataclass(frozen=True)
-class Data:
-    """Which pairs are trained on. Pair i of step s is determined by the recipe's seed, s and i."""
-
-    protocol: str = "full-0-90-noise"
-    also: tuple[str, ...] = ()  # further protocols, taken in turn with the first, a batch each
-    stretch: float = 0.0  # a shape's axes are first scaled by factors drawn from 1 - stretch to 1 + stretch
-    points: int = 0  # of a cloud before its crop; 0: as the protocol has it
-    categories: Literal["all", "seen", "unseen"] = "all"
-    workers: int = 0  # processes that make pairs
-
-    def __post_init__(self) -> None:
-        for name in (self.protocol, *self.also):
-            protocol(name)
-        _at_least("data", self, points=0, workers=0, stretch=0)
-        if not self.stretch < 1:
-            raise InputError("data.stretch", str(self.stretch), "a number below 1")
-
-    def make(self, name: str | None = None) -> Protocol:
-        """The protocol, or another one, with this number of points."""
-        chosen = protocol(name or self.protocol)
-        return dataclasses.replace(chosen, points=self.points) if self.points else chosen
+def at_least(table: str, given: Any, **bounds: float) -> None:
+    """Raises `InputError` for a field below its bound."""
+    for name, bound in bounds.items():
+        if not getattr(given, name) >= bound:  # NaN fails too
+            raise InputError(f"{table}.{name}", str(getattr(given, name)), f"a number from {bound}")
 
 
 @dataclass(frozen=True)
@@ -55,30 +42,7 @@ class Optimizer:
     precision: Literal["float32", "bf16"] = "float32"  # of the encoder; energies and poses are always float32
 
     def __post_init__(self) -> None:
-        _at_least("optimizer", self, steps=1, batch=1, rate=0, final_rate=0, warm_up=0, weight_decay=0, clip=0)
-
-
-@dataclass(frozen=True)
-class Loss:
-    """Weights of the terms (0: not computed) and their settings; angles in degrees, lengths in the points' unit."""
-
-    contrastive: float = 0.0
-    temperature: float = 0.1
-    negatives: int = 8
-    negative_angle_deg: float = 90.0
-    negative_translation: float = 0.5
-    unrolled: float = 1.0
-    unrolled_steps: int = 3
-    start: Literal["identity", "truth"] = "identity"  # where the unrolled steps begin, or about what they do
-    start_angle_deg: float = 90.0  # largest, for starts about the truth
-    start_translation: float = 0.5
-    matching: float = 0.0
-
-    def __post_init__(self) -> None:
-        bounds = dict.fromkeys(("contrastive", "unrolled", "matching", "start_angle_deg", "start_translation"), 0)
-        _at_least("loss", self, **bounds, negatives=1, unrolled_steps=1, negative_angle_deg=0, negative_translation=0)
-        if not self.temperature > 0:
-            raise InputError("loss.temperature", str(self.temperature), "a number above 0")
+        at_least("optimizer", self, steps=1, batch=1, rate=0, final_rate=0, warm_up=0, weight_decay=0, clip=0)
 
 
 TERMS = ("chord", "minimum", "minimum_at_fraction", "descent", "first_order")
@@ -86,17 +50,11 @@ TERMS = ("chord", "minimum", "minimum_at_fraction", "descent", "first_order")
 
 @dataclass(frozen=True)
 class Convexify:
-    """Settings of `ConvexifiedLoss`; used where the recipe's `dlc` is "energy" or "label".
-
-    A ray ends within `radius_deg` and `radius_translation` of the truth, and |xi|^2 is measured in these radii, so that
-    mu has no unit. `space` "entries" moves the entries of R (by up to `radius_entries`) and t themselves, as the
-    authors' demo does; |xi|^2 is then that of the entries.
-    """
+    """Settings of `ConvexifiedLoss`; used where the recipe's `dlc` is "energy" or "label". A head adds how far a ray
+    reaches."""
 
     rho: float = 5.0
     mu: float = 0.5
-    radius_deg: float = 60.0
-    radius_translation: float = 0.5
     samples: int = 4
     both_signs: bool = True
     shortest: float = 1.0  # each ray times U(shortest, 1)
@@ -106,16 +64,11 @@ class Convexify:
     task_weight: float = 0.0  # of the objective's own value at the truth
     learn_mu: bool = False  # then `mu` is the logarithm that it begins with
     learn_fraction: bool = False  # then the fraction is the sigmoid of a parameter that begins with 0.3
-    space: Literal["poses", "entries"] = "poses"
-    radius_entries: float = 0.125
 
     def __post_init__(self) -> None:
-        names = ("rho", "mu", "radius_translation", "radius_entries", "task_weight", "shortest")
-        _at_least("convexify", self, **dict.fromkeys(names, 0), samples=1)
-        if not 0 < self.radius_deg <= 180 or not self.radius_translation > 0 or self.shortest > 1:
-            given = f"{self.radius_deg}, {self.radius_translation}, {self.shortest}"
-            expected = "(0, 180] degrees, a length above 0 and a share up to 1"
-            raise InputError("convexify.radius_deg, radius_translation, shortest", given, expected)
+        at_least("convexify", self, rho=0, mu=0, task_weight=0, shortest=0, samples=1)
+        if self.shortest > 1:
+            raise InputError("convexify.shortest", str(self.shortest), "a share up to 1")
         if set(self.terms) - {*TERMS} or not self.terms:
             raise InputError("convexify.terms", str(list(self.terms)), f"some of {', '.join(TERMS)}")
         ordered = 1 <= len(self.fractions) <= 2 and 0 < self.fractions[0] <= self.fractions[-1] < 1
@@ -125,40 +78,76 @@ class Convexify:
 
 @dataclass(frozen=True)
 class Validation:
-    """A fixed set of pairs from the shapes' split "val", looked at every so many steps; the best weights are kept."""
+    """Held-out data are looked at every so many steps, and the best weights are kept. A head adds which data."""
 
     every: int = 250
-    pairs: int = 100
-    protocol: str = ""  # empty: the training's
-    seed: int = 1_000_003
-    iterations: int = 0  # steps at test time; 0: the network's own number
 
     def __post_init__(self) -> None:
-        _at_least("validation", self, every=1, pairs=1, seed=0, iterations=0)
-        if self.protocol:
-            protocol(self.protocol)
+        at_least("validation", self, every=1)
+
+
+TASKS = {
+    "registration": "dlc_reg._registration_training",
+    "images": "dlc_reg._images_training",
+    "sequences": "dlc_reg._sequences_training",
+}
+"""The module of each task, whose `TASK` tells the loop of training what it has to know."""
+
+
+class Task(typing.Protocol):
+    """What a head tells the loop of training. Its network and data are its own business."""
+
+    recipe: type[Any]  # the class of its recipes
+    figures: tuple[str, ...]  # the names of what `validate` finds
+
+    def load(self, path: Path, recipe: Any, cache: Path, progress: bool) -> Any:
+        """The data of a prepared file, with a `checksum` and a length; `cache` is a folder for slow answers."""
+
+    def network(self, recipe: Any) -> nn.Module:
+        """The recipe's architecture with fresh weights."""
+
+    def losses(self, network: Any, recipe: Any) -> Losses:
+        """The terms of the loss."""
+
+    def sets(self, recipe: Any, data: Any) -> tuple[Dataset[Any], Any]:
+        """Items to train on, item i of all steps determined by the recipe's seed and i, and those held out."""
+
+    def workers(self, recipe: Any) -> int:
+        """Processes that make items."""
+
+    def collate(self, items: Sequence[Any]) -> Any:
+        """A batch of items, which goes to a device by `to`."""
+
+    def validate(self, network: Any, held_out: Any, recipe: Any, device: Any) -> dict[str, float]:
+        """Figures of the network, in eval(), on what was held out."""
+
+    def rank(self, figures: dict[str, float]) -> tuple[float, ...]:
+        """More is better."""
+
+    def save(self, path: Path, network: Any, card: dict[str, Any]) -> None:
+        """Writes a file of weights."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training run. `dlc` is the one flag for Deep Loss Convexification: of the energy, of the label, or none."""
+    """A training run. `dlc` is the one flag for Deep Loss Convexification: of the energy, of the label, or none.
 
+    A head adds its data and its loss.
+    """
+
+    task: str = "registration"
     name: str = "unnamed"
-    architecture: str = "softicp"
+    architecture: str = ""
     seed: int = 0
     dlc: Literal["none", "energy", "label"] = "none"
     budget: str = ""  # for people: what a run takes, and on what
     network: dict[str, Any] = field(default_factory=dict)  # arguments of the architecture
-    data: Data = field(default_factory=Data)
     optimizer: Optimizer = field(default_factory=Optimizer)
-    loss: Loss = field(default_factory=Loss)
     convexify: Convexify = field(default_factory=Convexify)
     validation: Validation = field(default_factory=Validation)
 
     def __post_init__(self) -> None:
-        _at_least("recipe", self, seed=0)
-        if self.dlc == "none" and not (self.loss.contrastive or self.loss.unrolled or self.loss.matching):
-            raise InputError("loss", "no term with a weight", "contrastive, unrolled, matching or dlc")
+        at_least("recipe", self, seed=0)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain types; `make_recipe` gives the recipe back."""
@@ -181,9 +170,22 @@ def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
 
 
 def make_recipe(table: Mapping[str, Any]) -> Recipe:
-    """A recipe from nested mappings."""
-    recipe: Recipe = _build(Recipe, table, "")
+    """A recipe from nested mappings, of the class that its task has."""
+    task = table.get("task", "registration")
+    if not isinstance(task, str) or task not in TASKS:
+        raise InputError("task", repr(task), f"one of {', '.join(TASKS)}")
+    recipe: Recipe = _build(_task(task).recipe, table, "")
     return recipe
+
+
+def task_of(recipe: Recipe) -> Task:
+    """What the loop has to know of the recipe's head."""
+    return _task(recipe.task)
+
+
+def _task(name: str) -> Task:
+    task: Task = importlib.import_module(TASKS[name]).TASK
+    return task
 
 
 def _parse(text: str, argument: str, given: str) -> dict[str, Any]:
@@ -245,9 +247,3 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     if not isinstance(value, kind) or (kind in (int, float) and isinstance(value, bool)):
         raise InputError(where, f"{value!r}, a {type(value).__name__}", f"a {kind.__name__}")
     return value
-
-
-def _at_least(table: str, given: Any, **bounds: float) -> None:
-    for name, bound in bounds.items():
-        if not getattr(given, name) >= bound:  # NaN fails too
-            raise InputError(f"{table}.{name}", str(getattr(given, name)), f"a number from {bound}")

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import csv
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 NAME = "log.csv"
-VALIDATION = ("success", "rotation_deg", "translation", "seconds")
 
 
 class Log:
-    """Rows of figures; after a resumption those of steps that are taken again are replaced."""
+    """Rows of figures, of validation those called `figures`; steps that a resumption takes again replace their rows."""
 
-    def __init__(self, folder: Path, step: int, writes: bool, tensorboard: bool) -> None:
-        self.path, self.writes = folder / NAME, writes
+    def __init__(self, folder: Path, step: int, figures: Sequence[str], writes: bool, tensorboard: bool) -> None:
+        self.path, self.figures, self.writes = folder / NAME, figures, writes
         self._file: Any = None
         self._writer: Any = None
         self._board = _board(folder) if writes and tensorboard else None
@@ -35,7 +35,7 @@ class Log:
         if not self.writes:
             return
         if self._file is None:
-            columns = [*(k for k in row if not k.startswith("validation_")), *(f"validation_{v}" for v in VALIDATION)]
+            columns = [*(k for k in row if not k.startswith("validation_")), *(f"validation_{v}" for v in self.figures)]
             self._file = self.path.open("w", newline="", encoding="utf-8")
             self._writer = csv.DictWriter(self._file, columns, extrasaction="ignore")
             self._writer.writeheader()

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from dlc_reg._recipe import Recipe
+from dlc_reg._registration_recipe import RegistrationRecipe
 from dlc_reg.protocols import Pair, PairDataset, Shapes
 
 HELD_OUT = 20  # one training shape in so many validates, where the shapes have no split "val"
 
 
-def make_pairs(recipe: Recipe, shapes: Shapes) -> tuple[Turns, PairDataset]:
+def make_pairs(recipe: RegistrationRecipe, shapes: Shapes) -> tuple[Turns, PairDataset]:
     """Training and validation pairs."""
     data, batch, held_out = recipe.data, recipe.optimizer.batch, recipe.validation
     chosen = split(shapes, data.categories)

@@ -38,7 +38,7 @@ from dlc_reg._methods import (
     learned,
     method,
 )
-from dlc_reg._symmetry import is_symmetric, symmetric_shapes
+from dlc_reg._symmetry import is_symmetric, keep_asymmetric, symmetric_shapes
 from dlc_reg._tables import PUBLISHED, Ruled, markdown
 from dlc_reg.errors import InputError
 from dlc_reg.io import replacing
@@ -240,25 +240,6 @@ def success_by_rotation(
             figures = {f"within_{d:g}": float((turned < d).mean()) for d in degrees}
             table.setdefault(name, {})[(low, high)] = figures
     return table
-
-
-def keep_asymmetric(shapes: Shapes, *, cache: str | Path | None = None, progress: bool = False) -> Shapes:
-    """The shapes that no rotation lays on themselves to within their sampling.
-
-    It takes 0.1 s a shape; `cache` is a folder in which the answer for these shapes is kept and looked up.
-    """
-    path = None if cache is None else Path(cache) / f"symmetric-{shapes.checksum[:16]}.npy"
-    if path is not None and path.exists():
-        symmetric = np.load(path, allow_pickle=False)
-    else:
-        symmetric = symmetric_shapes(shapes, progress=progress)
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path, overwrite=True) as draft:
-                np.save(draft, symmetric, allow_pickle=False)
-    if symmetric.all():
-        raise InputError("shapes", f"{len(shapes)} shapes that are all symmetric", "at least one that is not")
-    return shapes.take(np.flatnonzero(~symmetric))
 
 
 def licences(path: str | Path) -> list[str]:

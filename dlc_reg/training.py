@@ -1,9 +1,9 @@
-"""Training of registration networks: one loop, from a recipe, over one or many processes, exactly resumable.
+"""Training of every head's networks: one loop, from a recipe, over one or many processes, exactly resumable.
 
     result = train(load_recipe("recipes/softicp.toml"), Shapes.load("shapes.npz"), "runs/softicp")
 
-What a run learns depends on its recipe and its shapes alone: pairs and every other random number come from (seed,
-step), so that a run that was interrupted goes the same way, and one that more processes share too, up to rounding and
+What a run learns depends on its recipe and its data alone: items and every other random number come from (seed, step),
+ so that a run that was interrupted goes the same way, and one that more processes share too, up to rounding and
 batch statistics.
 """
 
@@ -20,25 +20,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
-from dlc_reg._losses import Draw, Losses, term_costs
 from dlc_reg._parallel import Processes, processes
-from dlc_reg._recipe import Convexify, Data, Loss, Optimizer, Recipe, Validation, load_recipe, make_recipe
+from dlc_reg._recipe import Convexify, Optimizer, Recipe, Validation, load_recipe, make_recipe, task_of
+from dlc_reg._terms import Draw, term_costs
 from dlc_reg._training_log import NAME, Log
-from dlc_reg._training_pairs import make_pairs
-from dlc_reg._validation import rank, validate
 from dlc_reg.errors import InputError
 from dlc_reg.io import replacing
-from dlc_reg.protocols import PairBatch, Shapes, collate
-from dlc_reg.registration.learned.frame import RegistrationNetwork
 
 __all__ = [
     "CHECKPOINT",
     "LOG",
     "Convexify",
-    "Data",
-    "Loss",
     "Optimizer",
     "Recipe",
     "Trained",
@@ -46,9 +41,8 @@ __all__ = [
     "build_network",
     "load_recipe",
     "make_recipe",
-    "term_costs",
+    "task_of",
     "train",
-    "validate",
 ]
 
 CHECKPOINT, LOG = "checkpoint.pt", NAME
@@ -59,7 +53,7 @@ _MAX_SKIPPED = 20  # steps in a row whose gradient is not finite
 class Trained:
     """The network with its best weights on validation, in eval(), and what the run says of itself."""
 
-    network: RegistrationNetwork
+    network: Any
     recipe: Recipe
     figures: dict[str, float] = field(default_factory=dict)  # of the best weights, on validation, and their step
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -67,37 +61,34 @@ class Trained:
     parameters: int = 0
 
 
-def build_network(recipe: Recipe) -> RegistrationNetwork:
+def build_network(recipe: Recipe) -> Any:
     """The recipe's network with fresh weights, which its seed determines."""
-    from dlc_reg.registration.learned import ARCHITECTURES
-
-    if recipe.architecture not in ARCHITECTURES:
-        raise InputError("architecture", repr(recipe.architecture), f"one of {', '.join(ARCHITECTURES)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         try:
-            network: RegistrationNetwork = ARCHITECTURES[recipe.architecture](**recipe.network)
+            return task_of(recipe).network(recipe)
         except TypeError as error:
             raise InputError("network", str(recipe.network), f"arguments of {recipe.architecture} ({error})") from None
-    return network
 
 
 def train(
     recipe: Recipe,
-    shapes: Shapes,
+    data: Any,
     out: str | Path,
     *,
     resume: bool = False,
-    network: RegistrationNetwork | None = None,
+    network: nn.Module | None = None,
     device: str | torch.device | None = None,
     checkpoint_every: int = 250,
     stop_at: int | None = None,
     tensorboard: bool = False,
     progress: bool = False,
 ) -> Trained:
-    """Trains on the shapes' split "train" and keeps what is best on "val".
+    """Trains on the data's training half and keeps what is best on the held-out one.
 
     Args:
+        data: what the recipe's task trains on, with a `checksum`: of registration `Shapes`, their splits "train" and
+            "val".
         out: a folder for the checkpoint and the log; one with a checkpoint is refused unless `resume`.
         resume: go on from the checkpoint, if there is one, as if nothing had happened, to the bit.
         network: trained instead of the recipe's architecture, from the weights it has.
@@ -109,10 +100,10 @@ def train(
     own. convexify.aggregate = "max" takes one process: the worst ray of the whole batch is not that of its parts.
     """
     with processes(device) as group, torch.random.fork_rng():
-        run = _Run(recipe, shapes, Path(out), network or build_network(recipe), group)
+        run = _Run(recipe, data, Path(out), network or build_network(recipe), group)
         run.open(resume)
         last = min(stop_at or recipe.optimizer.steps, recipe.optimizer.steps)
-        with Log(run.out, run.step, group.first, tensorboard) as log:
+        with Log(run.out, run.step, run.task.figures, group.first, tensorboard) as log:
             for batch in run.batches(last, progress):
                 row = run.take_step(batch)
                 if run.step % recipe.validation.every == 0 or run.step == recipe.optimizer.steps:
@@ -126,9 +117,7 @@ def train(
 class _Run:
     """The state of a training: weights, optimizer, step, and the best so far."""
 
-    def __init__(
-        self, recipe: Recipe, shapes: Shapes, out: Path, network: RegistrationNetwork, group: Processes
-    ) -> None:
+    def __init__(self, recipe: Recipe, data: Any, out: Path, network: nn.Module, group: Processes) -> None:
         if recipe.optimizer.batch % group.count:
             raise InputError("optimizer.batch", str(recipe.optimizer.batch), f"a multiple of {group.count} processes")
         if group.count > 1 and recipe.dlc != "none" and recipe.convexify.aggregate == "max":
@@ -136,15 +125,15 @@ class _Run:
                 "convexify.aggregate", f"'max' in {group.count} processes", "'mean', 'sum', or one process"
             )
         settings = recipe.optimizer
-        self.recipe, self.out, self.group = recipe, out, group
+        self.recipe, self.out, self.group, self.task, self.data = recipe, out, group, task_of(recipe), data
         self.network = network.to(group.device)
-        self.losses = Losses(self.network, recipe).to(group.device)
+        self.losses = self.task.losses(self.network, recipe).to(group.device)
         self.parameters = [p for p in (*self.network.parameters(), *self.losses.parameters()) if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.rate, weight_decay=settings.weight_decay)
         self.step, self.skipped, self.seconds = 0, 0, 0.0
         self.best: dict[str, Any] = {}
         self.costs: dict[str, dict[str, float]] = {}
-        self.training, self.held_out = make_pairs(recipe, shapes)
+        self.training, self.held_out = self.task.sets(recipe, data)
 
     def open(self, resume: bool) -> None:
         """Makes the folder, or takes up what is in it."""
@@ -160,8 +149,8 @@ class _Run:
         state = torch.load(path, map_location=self.group.device, weights_only=True)
         if make_recipe(json.loads(state["recipe"])) != self.recipe:
             raise InputError("recipe", "one that differs from the checkpoint's", "the recipe that the run began with")
-        if state["data"] != self.training.shapes.checksum:
-            raise InputError("shapes", "others than the checkpoint's", "the data that the run began with")
+        if state["data"] != self.data.checksum:
+            raise InputError("data", "others than the checkpoint's", "the data that the run began with")
         self.network.load_state_dict(state["network"])
         self.losses.load_state_dict(state["losses"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -173,7 +162,7 @@ class _Run:
             return
         state = {
             "recipe": json.dumps(self.recipe.to_dict()),
-            "data": self.training.shapes.checksum,
+            "data": self.data.checksum,
             "network": self.network.state_dict(),
             "losses": self.losses.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -185,7 +174,7 @@ class _Run:
         with replacing(self.out / CHECKPOINT, overwrite=True) as path:
             torch.save(state, path)
 
-    def batches(self, last: int, progress: bool) -> Iterator[PairBatch]:
+    def batches(self, last: int, progress: bool) -> Iterator[Any]:
         """This process's share of each batch, up to step `last`."""
         from tqdm import tqdm
 
@@ -195,13 +184,13 @@ class _Run:
         loader = DataLoader(
             self.training,
             batch_sampler=rows,
-            num_workers=self.recipe.data.workers,
-            collate_fn=collate,
+            num_workers=self.task.workers(self.recipe),
+            collate_fn=self.task.collate,
         )
         shown = progress and self.group.first
         yield from tqdm(loader, initial=self.step, total=last, desc=self.recipe.name, disable=not shown)
 
-    def take_step(self, batch: PairBatch) -> dict[str, Any]:
+    def take_step(self, batch: Any) -> dict[str, Any]:
         """One step of the optimizer; the row of the log."""
         began, settings = time.perf_counter(), self.recipe.optimizer
         rate = settings.rate * _schedule(settings, self.step)
@@ -242,9 +231,8 @@ class _Run:
         """Figures on validation, by the first process; the best weights are kept."""
         if not self.group.first:
             return {}
-        steps = self.recipe.validation.iterations or None
-        figures = validate(self.network, self.held_out, device=self.group.device, iterations=steps)
-        if not self.best or rank(figures) > rank(self.best["figures"]):
+        figures = self.task.validate(self.network, self.held_out, self.recipe, self.group.device)
+        if not self.best or self.task.rank(figures) > self.task.rank(self.best["figures"]):
             weights = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
             self.best = {"network": weights, "figures": {**figures, "step": float(self.step)}}
         return {f"validation_{name}": value for name, value in figures.items()}
@@ -252,8 +240,9 @@ class _Run:
     def measure(self) -> dict[str, dict[str, float]]:
         """On the first batch, with a copy of the network."""
         begin, end = self.group.rows(self.recipe.optimizer.batch)
-        batch = collate([self.training[i] for i in range(begin, end)]).to(self.group.device)
-        return term_costs(self.network, self.recipe, batch, self.draw())
+        batch = self.task.collate([self.training[i] for i in range(begin, end)]).to(self.group.device)
+        network = copy.deepcopy(self.network).train()
+        return term_costs(self.task.losses(network, self.recipe).to(self.group.device), batch, self.draw())
 
     def result(self) -> Trained:
         count = sum(p.numel() for p in self.network.parameters())

@@ -27,10 +27,11 @@ FLOORS = {
 # a private module is a part of the public one that it was taken out of
 OWNERS = {
     "_formats": "io", "_ply": "io", "_pcd": "io",
-    "_convert": "geometry",
+    "_convert": "geometry", "_warping": "geometry",
     "_rays": "convexify", "_star_convexity": "convexify",
     "_report_page": "report", "_report_scene": "report", "_console": "cli", "_evaluate_command": "cli",
-    "_recipe": "training", "_losses": "training", "_parallel": "training", "_training_log": "training",
+    "_recipe": "training", "_losses": "training", "_terms": "training", "_registration_recipe": "training",
+    "_registration_training": "training", "_parallel": "training", "_training_log": "training",
     "_methods": "evaluation", "_symmetry": "evaluation", "_landscapes": "evaluation", "_tables": "evaluation",
     "_baselines": "evaluation",
     "_around": "protocols", "_training_pairs": "training", "_validation": "training",
@@ -40,7 +41,7 @@ ORDERED = {
         "result", "freedom", "objectives", "icp", "global_search", "verification", "assignment", "learned",
     ]
 }  # fmt: skip
-ALLOWED = {("cli", "report"), ("t", "pipelines")}  # among siblings
+ALLOWED = {("cli", "report"), ("t", "pipelines"), ("training", "evaluation")}  # among siblings
 LAZY = {("registration.result", "report")}  # upwards, but only inside a function
 HEAVY = {
     "open3d", "trimesh", "plotly", "matplotlib", "pypcd4", "laspy", "scipy", "click", "tqdm", "safetensors",

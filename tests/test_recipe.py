@@ -56,3 +56,9 @@ def test_a_missing_recipe_and_a_bad_setting_are_errors(tmp_path):
     for setting in ("seed", "seed.deep=1", "=1"):
         with pytest.raises(InputError, match="--set"):
             load_recipe(tmp_path / "a.toml", [setting])
+
+
+@pytest.mark.parametrize("task", ["poetry", 3])
+def test_a_task_that_no_head_has_is_refused(task):
+    with pytest.raises(InputError, match="task.*registration"):
+        make_recipe({"task": task})

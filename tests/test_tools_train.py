@@ -105,11 +105,11 @@ def test_bad_input_is_one_line_and_64(train, recipe, data, tmp_path, capsys):
 
 
 def test_the_symmetric_shapes_are_looked_for_once(train, recipe, data, tmp_path, monkeypatch):
-    from dlc_reg import evaluation
+    from dlc_reg import _symmetry
 
     calls = []
-    original = evaluation.symmetric_shapes
-    monkeypatch.setattr(evaluation, "symmetric_shapes", lambda *a, **k: calls.append(1) or original(*a, **k))
+    original = _symmetry.symmetric_shapes
+    monkeypatch.setattr(_symmetry, "symmetric_shapes", lambda *a, **k: calls.append(1) or original(*a, **k))
     for name in ("a", "b"):
         assert train.main([str(recipe), "--data", str(data), "--out", str(tmp_path / name), "--device", "cpu"]) == 0
     assert len(calls) == 1

@@ -20,11 +20,12 @@ import dlc_reg
 from dlc_reg import training
 from dlc_reg._parallel import Processes
 from dlc_reg._training_pairs import Stretch, make_pairs, split
+from dlc_reg._validation import validate
 from dlc_reg.errors import InputError
 from dlc_reg.manifold import SE3
 from dlc_reg.metrics import rotation_error
 from dlc_reg.protocols import PairDataset
-from dlc_reg.training import train, validate
+from dlc_reg.training import train
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +99,7 @@ def test_an_existing_run_is_not_overwritten_nor_continued_with_another_recipe(wh
         train(recipe(), blocks(), whole[0], network=tiny())
     with pytest.raises(InputError, match="recipe"):
         train(recipe(optimizer={"rate": 0.5}), blocks(), whole[0], network=tiny(), resume=True)
-    with pytest.raises(InputError, match="shapes"):
+    with pytest.raises(InputError, match="data"):
         train(recipe(), blocks(seed=5), whole[0], network=tiny(), resume=True)
 
 

@@ -11,7 +11,8 @@ from learning import Tiny, blocks, recipe, tiny
 
 from dlc_reg import _losses
 from dlc_reg._around import Around
-from dlc_reg._losses import Draw, pose_loss
+from dlc_reg._losses import pose_loss, poses_about
+from dlc_reg._terms import Draw
 from dlc_reg.errors import InputError
 from dlc_reg.manifold import SE3
 from dlc_reg.metrics import rotation_error
@@ -46,7 +47,7 @@ def around(count: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> tup
 
 def test_poses_are_drawn_within_their_bounds_about_the_middle_of_the_source():
     given, batch = around(400)
-    poses = draw(400).poses(given, 40.0, 0.2, 3)
+    poses = poses_about(given, 40.0, 0.2, draw(400), 3)
     angles = rotation_error(poses, given.truth).rad2deg()
     assert 39 < angles.max() < 40.01 and angles.mean() == pytest.approx(20, abs=1.5)
     middle = batch.source.mean(1)
@@ -59,10 +60,10 @@ def test_poses_are_drawn_within_their_bounds_about_the_middle_of_the_source():
 
 def test_each_process_draws_its_rows_of_the_whole_batch():
     given, _ = around(6)
-    whole = draw(6).poses(given, 90, 1, 2)
+    whole = poses_about(given, 90, 1, draw(6), 2)
     for i in (0, 3):
         rows = Around(*(part[i : i + 3] for part in (given.truth, given.place, given.local)))
-        torch.testing.assert_close(draw(6, i, i + 3).poses(rows, 90, 1, 2), whole[:, i : i + 3])
+        torch.testing.assert_close(poses_about(rows, 90, 1, draw(6, i, i + 3), 2), whole[:, i : i + 3])
 
 
 def at_identity(count: int) -> Around:
@@ -86,7 +87,7 @@ def test_contrastive_is_the_cross_entropy_of_the_energies():
     one = at_identity(3)
     given = recipe(loss={"negatives": 5, "temperature": 0.2, "negative_angle_deg": 0.0})
     value = _losses.contrastive(Known(), None, one, given, draw(3))
-    moved = draw(3).poses(one, 0.0, 0.5, 5)
+    moved = poses_about(one, 0.0, 0.5, draw(3), 5)
     energies = torch.cat([torch.zeros(1, 3), moved[..., :3, 3].square().sum(-1)]).numpy() / 0.2
     expected = np.mean([-np.log(np.exp(-e[0]) / np.exp(-e).sum()) for e in energies.T])
     assert value.item() == pytest.approx(expected, rel=1e-5)
@@ -95,7 +96,7 @@ def test_contrastive_is_the_cross_entropy_of_the_energies():
 def test_the_unrolled_term_weighs_later_steps_more():
     one = at_identity(1)
     given = recipe(loss={"unrolled_steps": 3, "start_angle_deg": 0.0, "start_translation": 1.0})
-    start = draw(1).poses(one, 0.0, 1.0)[0, :3, 3].square().sum().item()
+    start = poses_about(one, 0.0, 1.0, draw(1))[0, :3, 3].square().sum().item()
     value = _losses.unrolled(Known(), None, one, given, draw(1))
     assert value.item() == pytest.approx(start * (1 / 4 + 2 / 16 + 3 / 64) / 6, rel=1e-5)
 
@@ -107,9 +108,9 @@ def test_a_matching_loss_that_the_network_does_not_have_is_an_error():
             raise AttributeError
 
     with pytest.raises(InputError, match="Without") as caught:
-        _losses.Losses(Without(), recipe())
+        _losses.RegistrationLosses(Without(), recipe())
     assert caught.value.argument == "loss.matching"
-    _losses.Losses(Without(), recipe(loss={"matching": 0.0}))
+    _losses.RegistrationLosses(Without(), recipe(loss={"matching": 0.0}))
 
 
 class Cosine(Tiny):
@@ -122,10 +123,10 @@ class Cosine(Tiny):
 @pytest.mark.parametrize(("radius", "violated"), [(133.0, False), (150.0, True)])
 def test_dlc_of_the_energy_sees_where_an_energy_stops_being_star_convex(radius, violated):
     table = {"radius_deg": radius, "samples": 200, "mu": 0.0, "fractions": [0.5, 0.99]}
-    losses = _losses.Losses(
+    losses = _losses.RegistrationLosses(
         Cosine(), recipe(dlc="energy", loss={"contrastive": 0.0, "unrolled": 0.0, "matching": 0.0}, convexify=table)
     )
-    value, figures = losses.term("dlc", None, at_identity(8), draw(8))
+    value, figures = losses.term("dlc", (None, at_identity(8)), None, draw(8))
     assert (value.item() > 1e-4) == violated
     assert (figures["dlc_violation"] > 0) == violated
 
@@ -138,11 +139,11 @@ def test_on_the_label_side_the_chord_has_no_gradient_to_the_network_where_the_la
     given = recipe(dlc="label", loss=only, convexify=table)
     pairs = PairDataset(blocks(), given.data.make(), 0, 4)
     batch = collate([pairs[i] for i in range(4)])
-    total, figures = _losses.Losses(network, given)(batch, draw(4))
+    total, figures = _losses.RegistrationLosses(network, given)(batch, draw(4))
     total.backward()
     assert figures["dlc_chord"] > 1e-4  # (mu / 2 - 1) lam (1 - lam) |xi|^2
     assert max(p.grad.abs().max().item() for p in network.parameters() if p.grad is not None) < 1e-5
     with_minimum = recipe(dlc="label", loss=only, convexify={**table, "terms": ["minimum"]})
-    total, _ = _losses.Losses(network, with_minimum)(batch, draw(4))
+    total, _ = _losses.RegistrationLosses(network, with_minimum)(batch, draw(4))
     total.backward()
     assert network.log_beta.grad.abs() > 1e-3

@@ -1,9 +1,9 @@
-"""Trains a registration network from a recipe: weights.safetensors and card.json, with a log and a checkpoint.
+"""Trains a network from a recipe: weights.safetensors and card.json, with a log and a checkpoint.
 
-    python tools/train.py RECIPE.toml --data SHAPES.npz [--out DIR] [--resume | --overwrite] [--set table.key=value ...]
-    torchrun --nproc-per-node 4 tools/train.py RECIPE.toml --data SHAPES.npz    # the batch shared by four processes
+    python tools/train.py RECIPE.toml --data DATA.npz [--out DIR] [--resume | --overwrite] [--set table.key=value ...]
+    torchrun --nproc-per-node 4 tools/train.py RECIPE.toml --data DATA.npz    # the batch shared by four processes
 
-SHAPES.npz is what the scripts in datasets/ prepare. A run that was interrupted goes on with --resume, to the same bits.
+DATA.npz is what the scripts in datasets/ prepare. A run that was interrupted goes on with --resume, to the same bits.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dlc_reg.errors import InputError
-from dlc_reg.evaluation import keep_asymmetric, licences, provenance
+from dlc_reg.evaluation import licences, provenance
 from dlc_reg.io import replacing
-from dlc_reg.protocols import Shapes
-from dlc_reg.registration.learned.weights import save_model
 from dlc_reg.registration.result import strict_json
-from dlc_reg.training import CHECKPOINT, LOG, Trained, load_recipe, train
+from dlc_reg.training import CHECKPOINT, LOG, Trained, load_recipe, task_of, train
 
 WEIGHTS, CARD = "weights.safetensors", "card.json"
 
@@ -34,7 +33,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="remove what an earlier run left in the folder")
     parser.add_argument("--set", action="append", default=[], metavar="table.key=value", help="changes the recipe")
-    parser.add_argument("--keep-symmetric", action="store_true", help="train on symmetric shapes too")
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one")
     parser.add_argument("--threads", type=int, help="of this process; default: torch's choice")
     parser.add_argument("--tensorboard", action="store_true", help="log for TensorBoard too")
@@ -55,12 +53,11 @@ def run(options: argparse.Namespace) -> None:
         prepare_folder(out, options.resume, options.overwrite)
     if options.threads:
         torch.set_num_threads(options.threads)
-    shapes = Shapes.load(options.data)
-    if not options.keep_symmetric:
-        shapes = keep_asymmetric(shapes, cache=out.parent, progress=first and sys.stderr.isatty())
+    task = task_of(recipe)
+    data = task.load(options.data, recipe, cache=out.parent, progress=first and sys.stderr.isatty())
     trained = train(
         recipe,
-        shapes,
+        data,
         out,
         resume=options.resume or not first,
         device=options.device,
@@ -71,8 +68,8 @@ def run(options: argparse.Namespace) -> None:
         return
     for name, cost in trained.costs.items():
         print(f"cost  {name:<12} {1000 * cost['seconds']:8.1f} ms a step, {cost['passes']:5.1f} forward passes")
-    card = describe(trained, shapes, options)
-    save_model(out / WEIGHTS, trained.network, card)
+    card = describe(trained, data, options)
+    task.save(out / WEIGHTS, trained.network, card)
     with replacing(out / CARD, overwrite=True) as draft:
         draft.write_text(strict_json(card, indent=2) + "\n", encoding="utf-8")
     figures = ", ".join(f"{name} {value:.4g}" for name, value in trained.figures.items())
@@ -89,7 +86,7 @@ def prepare_folder(out: Path, resume: bool, overwrite: bool) -> None:
             path.unlink()
 
 
-def describe(trained: Trained, shapes: Shapes, options: argparse.Namespace) -> dict[str, object]:
+def describe(trained: Trained, data: Any, options: argparse.Namespace) -> dict[str, object]:
     """The model card: everything that is needed to make the same weights again, and what they are good for."""
     recipe = trained.recipe
     return {
@@ -97,9 +94,8 @@ def describe(trained: Trained, shapes: Shapes, options: argparse.Namespace) -> d
         "seed": recipe.seed,
         "data": {
             "file": options.data.name,
-            "checksum": shapes.checksum,
-            "shapes": len(shapes),
-            "symmetric_shapes_left_out": not options.keep_symmetric,
+            "checksum": data.checksum,
+            "items": len(data),
             "licences": licences(options.data),
         },
         "figures": {"validation": trained.figures, "parameters": trained.parameters},
