@@ -24,7 +24,7 @@ SCRIPTS = {
     "features": ["--sizes", "300"],
     "batch": ["--pairs", "2", "--points", "256"],
     "assignment": ["--shapes", "2x20x30x2"],
-    "growth": ["--largest", "3000"],
+    "growth": ["--largest", "3000", "--against", "pykdtree", "small_gicp"],
 }
 
 pytest.importorskip("scipy")
