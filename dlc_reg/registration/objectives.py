@@ -79,7 +79,7 @@ class Pair:
                     f"a cloud of {len(source if name == 'source' else target)} points without {what}",
                     f"{what}, which {type(objective).__name__} requires: see PointCloud.with_normals()",
                 )
-        order = ops.morton_order(source.points)
+        order = ops.morton_order(source.points, num_threads=num_threads)
         return Pair(
             source=source.points[order].contiguous(),
             target=ops.SearchIndex(target.points, num_threads=num_threads) if index is None else index,
