@@ -166,3 +166,193 @@ def icp_batch(
     num_threads: int,
     /,
 ) -> None: ...
+
+# --- CUDA (csrc/cuda): addresses of device memory; only where CUDA_BUILT ---
+
+CUDA_BUILT: bool
+CUDA_EMULATED: bool
+"""The kernels run on the host, over host memory: a build for tests."""
+CUDA_MAX_NEIGHBOURS: int
+
+def cuda_device_count() -> int: ...
+def cuda_why_no_device() -> str: ...
+def cuda_sort_bytes(n: int, /) -> int: ...
+def cuda_tree_bytes(n: int, /) -> int: ...
+def cuda_morton_order(
+    device: int, stream: int, points: int, n: int, bits: int, order: int, memory: int, bytes: int, /
+) -> None: ...
+def cuda_build_tree(device: int, stream: int, points: int, n: int, out: int, memory: int, bytes: int, /) -> None: ...
+def cuda_knn(
+    device: int,
+    stream: int,
+    memory: int,
+    n: int,
+    queries: int,
+    order: int,
+    m: int,
+    k: int,
+    max_distance: float,
+    distances: int,
+    indices: int,
+    /,
+) -> None: ...
+def cuda_knn_ragged(
+    device: int,
+    stream: int,
+    points: int,
+    point_splits: int,
+    queries: int,
+    query_splits: int,
+    batch: int,
+    longest: int,
+    k: int,
+    max_distance: float,
+    distances: int,
+    indices: int,
+    /,
+) -> None: ...
+def cuda_radius_count(
+    device: int, stream: int, memory: int, n: int, queries: int, order: int, m: int, radius: float, counts: int, /
+) -> None: ...
+def cuda_radius_fill(
+    device: int,
+    stream: int,
+    memory: int,
+    n: int,
+    queries: int,
+    order: int,
+    m: int,
+    radius: float,
+    splits: int,
+    keys: int,
+    distances: int,
+    indices: int,
+    /,
+) -> None: ...
+def cuda_normals(
+    device: int,
+    stream: int,
+    memory: int,
+    points: int,
+    order: int,
+    n: int,
+    k: int,
+    max_distance: float,
+    normals: int,
+    covariances: int,
+    /,
+) -> None: ...
+def cuda_voxel_order(
+    device: int,
+    stream: int,
+    points: int,
+    n: int,
+    origin: tuple[float, float, float],
+    voxel_size: float,
+    codes: int,
+    order: int,
+    memory: int,
+    bytes: int,
+    /,
+) -> None: ...
+def cuda_voxel_means(
+    device: int, stream: int, points: int, n: int, order: int, starts: int, voxels: int, inverse: int, means: int, /
+) -> None: ...
+def cuda_linearize_partials(n: int, /) -> int: ...
+def cuda_linearize(
+    device: int,
+    stream: int,
+    kind: int,
+    source: int,
+    source_normals: int,
+    source_covariances: int,
+    n: int,
+    memory: int,
+    m: int,
+    target: int,
+    target_normals: int,
+    target_covariances: int,
+    host_transform: int,
+    max_distance: float,
+    kernel: int,
+    kernel_parameter: float,
+    indices: int,
+    distances: int,
+    partials: int,
+    finished: int,
+    sums: int,
+    /,
+) -> None: ...
+def cuda_icp_batch_bytes(batch: int, n: int, m: int, /) -> int: ...
+def cuda_icp_batch(
+    device: int,
+    stream: int,
+    kind: int,
+    source: int,
+    target: int,
+    source_mask: int,
+    target_mask: int,
+    start: int,
+    batch: int,
+    n: int,
+    m: int,
+    max_distance: float,
+    max_iterations: int,
+    tolerance: float,
+    neighbours: int,
+    poses: int,
+    fitness: int,
+    rmse: int,
+    iterations: int,
+    converged: int,
+    scratch: int,
+    /,
+) -> None: ...
+
+class CudaAssignment:
+    def __init__(
+        self,
+        source: int,
+        target: int,
+        affinity: int,
+        poses: int,
+        sharpness: int,
+        outlier: int,
+        source_weight: int,
+        target_weight: int,
+        num_poses: int,
+        batch: int,
+        n: int,
+        m: int,
+        both_ways: bool,
+        /,
+    ) -> None: ...
+    def bytes(self, moments: bool, /) -> int: ...
+    def gradient_bytes(self) -> int: ...
+    def parts(self) -> tuple[int, int]: ...
+    def run(
+        self,
+        device: int,
+        stream: int,
+        energy: int,
+        poses_after: int,
+        row_logs: int,
+        column_logs: int,
+        scratch: int,
+        /,
+    ) -> None: ...
+    def gradient(
+        self,
+        device: int,
+        stream: int,
+        weights: int,
+        row_logs: int,
+        column_logs: int,
+        affinity: int,
+        rows: int,
+        columns: int,
+        spread: int,
+        centers: int,
+        scratch: int,
+        /,
+    ) -> None: ...

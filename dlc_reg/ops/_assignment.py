@@ -1,6 +1,6 @@
 """Soft assignment of batches of clouds under many poses at once: energy and expectation-maximisation step, natively.
 
-No (N, M) temporaries, no gradients. CUDA tensors are brought to the host; answers come back to the poses' device.
+No (N, M) temporaries. On a CUDA device the energies carry gradients, on the host nothing does.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dlc_reg import _core
 from dlc_reg.errors import InputError
-from dlc_reg.ops import _library, _validate
+from dlc_reg.ops import _cuda, _cuda_assignment, _library, _validate
 
 _FLOATS = (torch.float32, torch.float64)
 
@@ -54,8 +54,11 @@ def soft_assignment(
         moments: whether to make the step.
         num_threads: None for all cores. The same bits for any number.
 
+    All tensors are on one device.
+
     Returns:
-        E (K, B) float64, and the poses after the step (K, B, 4, 4) float64, None without `moments`.
+        E (K, B) float64, and the poses after the step (K, B, 4, 4) float64, None without `moments`. On a CUDA device E
+        has a gradient by every tensor (once); the step has none.
 
     Raises:
         InputError: wrong shapes or dtypes, NaN or infinity, negative weights or sharpness.
@@ -71,6 +74,13 @@ def soft_assignment(
     for name, values in (("sharpness", beta), ("source_weight", u), ("target_weight", v)):
         if bool((values < 0).any()):
             raise InputError(name, f"the number {float(values.min())}", "numbers of at least 0")
+    if _cuda.takes(p):
+        problem = _cuda_assignment.Problem(p, q, a, given, beta, o, u, v)
+        for name, tensor in zip(problem._fields, problem, strict=True):
+            _validate.same_device(name, tensor, "source", p)
+        answer, moved = _cuda_assignment.soft_assignment(problem, bool(both_ways), bool(moments))
+        _check_energy(answer, a)
+        return answer, moved
     energy = torch.empty(given.shape[:2], dtype=torch.float64)
     after = torch.empty_like(given) if moments else None
     _core.soft_assignment(
@@ -91,15 +101,22 @@ def soft_assignment(
         0 if after is None else after.data_ptr(),
         _validate.threads(num_threads),
     )
-    if not math.isfinite(float(energy.sum())):  # the largest input is checked by what came of it
-        _validate.finite("affinity", a.clamp(min=torch.finfo(a.dtype).min))
-    return energy.to(poses.device), None if after is None else after.to(poses.device)
+    _check_energy(energy, a)
+    return energy, after
+
+
+def _check_energy(energy: Tensor, affinity: Tensor) -> None:
+    """The largest input is checked by what came of it; not while a CUDA graph records."""
+    if energy.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    if not math.isfinite(float(energy.detach().sum())):
+        _validate.finite("affinity", affinity.detach().clamp(min=torch.finfo(affinity.dtype).min))
 
 
 def _floats(
     argument: str, value: object, shape: tuple[int | None, ...], dtype: torch.dtype = torch.float32, check: bool = True
 ) -> Tensor:
-    """A contiguous tensor on the host, finite if `check`; None in `shape` is any length."""
+    """A contiguous tensor, finite if `check`; None in `shape` is any length. On a CUDA device it keeps its gradient."""
     if not isinstance(value, Tensor):
         raise InputError(argument, f"a {type(value).__name__}", "a torch tensor")
     if value.ndim != len(shape) or any(want not in (None, have) for have, want in zip(value.shape, shape, strict=True)):
@@ -108,7 +125,11 @@ def _floats(
     if value.dtype not in _FLOATS:
         raise InputError(argument, f"dtype {value.dtype}", "float32 or float64")
     value = value.to(dtype)
-    return _library.host(argument, value) if check else _library.unchecked(value)
+    if not _cuda.takes(value):
+        return _library.host(argument, value) if check else _library.unchecked(value)
+    if check:
+        _validate.finite(argument, value.detach())
+    return value.contiguous()
 
 
 def _each(argument: str, value: object, batch: int) -> Tensor:

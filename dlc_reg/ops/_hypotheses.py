@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dlc_reg import _core
 from dlc_reg.errors import InputError
-from dlc_reg.ops import _library, _validate
+from dlc_reg.ops import _cuda, _library, _validate
 from dlc_reg.ops._search import SearchIndex
 
 FEATURE_SIZE = 33
@@ -36,6 +36,8 @@ def fpfh(
     """
     if not isinstance(index, SearchIndex):
         raise InputError("index", f"a {type(index).__name__}", "a SearchIndex")
+    if isinstance(index.tree, _cuda.Tree):
+        raise InputError("index", f"an index on {index.points.device}", "one on the host, where descriptors are made")
     points, given = index.points, _rows("normals", normals, 3, len(index))
     features = torch.empty(len(points), FEATURE_SIZE, dtype=torch.float32)
     _core.fpfh(

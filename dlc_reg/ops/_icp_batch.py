@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dlc_reg import _core
 from dlc_reg.errors import InputError
-from dlc_reg.ops import _library, _validate
+from dlc_reg.ops import _cuda, _library, _validate
 from dlc_reg.ops._linearize import KINDS
 from dlc_reg.ops._validate import Array
 
@@ -48,7 +49,8 @@ def icp_batch(
     neighbours: int = 20,
     num_threads: int | None = None,
 ) -> BatchResult:
-    """Registers B pairs of clouds. Each pair is the job of one thread; nothing comes back to Python in between.
+    """Registers B pairs of clouds. Each pair is the job of one thread, or of one block of a CUDA device, where all
+    arguments then have to be; nothing comes back to Python in between.
 
     A pair's answer is that of `dlc_reg.registration.icp.icp` with `PointToPoint()` or `PointToPlane()`, the target's
     normals estimated: the same steps, in Open3D's chart about the target's mean, and Open3D's rule of convergence, both
@@ -67,7 +69,8 @@ def icp_batch(
         kind: "point_to_plane" or "point_to_point".
         max_iterations: steps, at least 1.
         tolerance: see above; 0 takes every step, and `converged` is then False.
-        neighbours: of each target point, itself included, for its normal ("point_to_plane"); at least 3.
+        neighbours: of each target point, itself included, for its normal ("point_to_plane"); at least 3, on a CUDA
+            device at most 64.
         num_threads: None for all cores. The same bits for any number.
 
     Raises:
@@ -86,16 +89,26 @@ def icp_batch(
     if len(q) != batch:
         raise InputError("target", f"shape {tuple(q.shape)}", f"shape ({batch}, M, 3), as many clouds as source")
     start = None if init is None else _poses("init", init, batch)
-    poses = torch.empty((batch, 4, 4), dtype=torch.float64)
-    fitness, rmse = torch.empty((2, batch), dtype=torch.float64)
-    iterations, converged = torch.empty(batch, dtype=torch.int64), torch.empty(batch, dtype=torch.bool)
-    _core.icp_batch(
+    for argument, tensor in (
+        ("target", q),
+        ("source_mask", p_mask),
+        ("target_mask", q_mask),
+        ("init", start),
+    ):
+        if tensor is not None:
+            _validate.same_device(argument, tensor, "source", p)
+    here = p.device
+    poses = torch.empty((batch, 4, 4), dtype=torch.float64, device=here)
+    fitness, rmse = torch.empty((2, batch), dtype=torch.float64, device=here)
+    iterations = torch.empty(batch, dtype=torch.int64, device=here)
+    converged = torch.empty(batch, dtype=torch.bool, device=here)
+    problem: tuple[Any, ...] = (
         kind_id,
         p.data_ptr(),
         q.data_ptr(),
-        0 if p_mask is None else p_mask.data_ptr(),
-        0 if q_mask is None else q_mask.data_ptr(),
-        0 if start is None else start.data_ptr(),
+        _cuda.address(p_mask),
+        _cuda.address(q_mask),
+        _cuda.address(start),
         batch,
         p.shape[1],
         q.shape[1],
@@ -108,20 +121,27 @@ def icp_batch(
         rmse.data_ptr(),
         iterations.data_ptr(),
         converged.data_ptr(),
-        _validate.threads(num_threads),
     )
-    device = source.device if isinstance(source, Tensor) else torch.device("cpu")
-    return BatchResult(*(answer.to(device) for answer in (poses, fitness, rmse, iterations, converged)))
+    if _cuda.takes(p):
+        if kind == "point_to_plane" and k > _core.CUDA_MAX_NEIGHBOURS:
+            raise InputError("neighbours", str(k), f"at most {_core.CUDA_MAX_NEIGHBOURS} on a CUDA device")
+        scratch = _cuda.memory(p, _core.cuda_icp_batch_bytes(batch, p.shape[1], q.shape[1]))
+        problem = (*_cuda.call(p), *problem, scratch.data_ptr())
+        _core.cuda_icp_batch(*problem)
+    else:
+        problem = (*problem, _validate.threads(num_threads))
+        _core.icp_batch(*problem)
+    return BatchResult(poses, fitness, rmse, iterations, converged)
 
 
 def _clouds(argument: str, value: Array, mask: Array | None) -> tuple[Tensor, Tensor | None]:
-    """(B, N, 3) float32 and the mask (B, N), contiguous on the host; the real points are finite."""
+    """(B, N, 3) float32 and the mask (B, N), contiguous; the real points are finite."""
     points = _validate.as_tensor(argument, value)
     if points.ndim != 3 or points.shape[2] != 3:
         raise InputError(argument, f"shape {tuple(points.shape)}", "shape (B, N, 3)")
     if points.dtype not in (torch.float32, torch.float64):
         raise InputError(argument, f"dtype {points.dtype}", "float32 or float64")
-    points = _library.unchecked(points.to(torch.float32))
+    points = _library.placed(points.to(torch.float32))
     if mask is None:
         _validate.finite(argument, points)
         return points, None
@@ -129,19 +149,19 @@ def _clouds(argument: str, value: Array, mask: Array | None) -> tuple[Tensor, Te
     if real.dtype != torch.bool or real.shape != points.shape[:2]:
         expected = f"torch.bool of shape {tuple(points.shape[:2])}"
         raise InputError(f"{argument}_mask", f"{real.dtype} of shape {tuple(real.shape)}", expected)
-    real = _library.unchecked(real)
+    real = _library.placed(real)
     _validate.finite(argument, points.masked_fill(~real[:, :, None], 0.0))
     return points, real
 
 
 def _poses(argument: str, value: Array, batch: int) -> Tensor:
-    """(B, 4, 4) float64, contiguous on the host, finite, with the last row (0, 0, 0, 1)."""
+    """(B, 4, 4) float64, contiguous, finite, with the last row (0, 0, 0, 1)."""
     poses = _validate.as_tensor(argument, value)
     if tuple(poses.shape) != (batch, 4, 4):
         raise InputError(argument, f"shape {tuple(poses.shape)}", f"shape ({batch}, 4, 4)")
     if not poses.is_floating_point():
         raise InputError(argument, f"dtype {poses.dtype}", "a floating-point dtype")
-    poses = _library.host(argument, poses.to(torch.float64))
-    if not bool((poses[:, 3] == torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64)).all()):
+    poses = _library.checked(argument, poses.to(torch.float64))
+    if not bool((poses[:, 3] == poses.new_tensor([0.0, 0.0, 0.0, 1.0])).all()):
         raise InputError(argument, "a last row that is another", "the last row (0, 0, 0, 1)")
     return poses

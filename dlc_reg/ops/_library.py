@@ -7,14 +7,14 @@ the dispatcher only where something watches: autograd or `torch.compile`.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from dlc_reg import _core
 from dlc_reg.errors import InputError
-from dlc_reg.ops import _validate
+from dlc_reg.ops import _cuda, _validate
 
 if hasattr(os, "register_at_fork"):
     # torch's own threads do not survive a fork, and its first parallel sum in the child would wait for them for ever
@@ -42,27 +42,52 @@ def unchecked(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous()
 
 
-def build_tree(points: Tensor, num_threads: int) -> _core.KdTree:
+def placed(tensor: Tensor) -> Tensor:
+    """Contiguous, in the memory of the CUDA device that it is on, or else the host's."""
+    return tensor.detach().contiguous() if _cuda.takes(tensor) else unchecked(tensor)
+
+
+def checked(argument: str, tensor: Tensor) -> Tensor:
+    """The same, and finite."""
+    tensor = placed(tensor)
+    _validate.finite(argument, tensor)
+    return tensor
+
+
+Tree: TypeAlias = _core.KdTree | _cuda.Tree
+
+
+def build_tree(points: Tensor, num_threads: int) -> Tree:
+    """Over points that `checked` has been through; a tree on a device keeps them."""
+    if _cuda.takes(points):
+        return _cuda.Tree(points)
     return _core.KdTree(points.data_ptr(), len(points), num_threads)
 
 
 # --- nearest neighbours ---
 
 
-def tree_knn(tree: _core.KdTree, query: Tensor, k: int, limit: float, num_threads: int) -> tuple[Tensor, Tensor]:
-    q = host("query", query)
+def tree_knn(tree: Tree, query: Tensor, k: int, limit: float, num_threads: int) -> tuple[Tensor, Tensor]:
+    q = checked("query", query)
+    if isinstance(tree, _cuda.Tree):
+        return _cuda.tree_knn(tree, q, k, limit)
     distances = torch.empty((len(q), k), dtype=torch.float32)
     indices = torch.empty((len(q), k), dtype=torch.int64)
     tree.knn(q.data_ptr(), len(q), k, limit, distances.data_ptr(), indices.data_ptr(), num_threads)
-    return distances.to(query.device), indices.to(query.device)
+    return distances, indices
 
 
 def knn(query: Tensor, points: Tensor, k: int, limit: float, num_threads: int) -> tuple[Tensor, Tensor]:
-    return tree_knn(build_tree(host("points", points), num_threads), query, k, limit, num_threads)
+    p = checked("points", points)
+    if _cuda.takes(p):
+        return _cuda.knn(checked("query", query), p, k, limit)
+    return tree_knn(build_tree(p, num_threads), query, k, limit, num_threads)
 
 
-def tree_radius(tree: _core.KdTree, query: Tensor, radius: float, num_threads: int) -> tuple[Tensor, Tensor, Tensor]:
-    q = host("query", query)
+def tree_radius(tree: Tree, query: Tensor, radius: float, num_threads: int) -> tuple[Tensor, Tensor, Tensor]:
+    q = checked("query", query)
+    if isinstance(tree, _cuda.Tree):
+        return _cuda.tree_radius(tree, q, radius)
     splits = torch.empty(len(q) + 1, dtype=torch.int64)
     total = tree.radius_count(q.data_ptr(), len(q), radius, splits.data_ptr(), num_threads)
     distances = torch.empty(total, dtype=torch.float32)
@@ -70,36 +95,41 @@ def tree_radius(tree: _core.KdTree, query: Tensor, radius: float, num_threads: i
     tree.radius_fill(
         q.data_ptr(), len(q), radius, splits.data_ptr(), distances.data_ptr(), indices.data_ptr(), num_threads
     )
-    device = query.device
-    return distances.to(device), indices.to(device), splits.to(device)
+    return distances, indices, splits
 
 
 def radius_search(query: Tensor, points: Tensor, radius: float, num_threads: int) -> tuple[Tensor, Tensor, Tensor]:
-    return tree_radius(build_tree(host("points", points), num_threads), query, radius, num_threads)
+    return tree_radius(build_tree(checked("points", points), num_threads), query, radius, num_threads)
 
 
 # --- groups of points ---
 
 
 def voxel_groups(points: Tensor, voxel_size: float, num_threads: int) -> tuple[Tensor, Tensor]:
-    p = host("points", points)
+    if _cuda.takes(points):
+        return _cuda.voxel_groups(placed(points), voxel_size)
+    p = checked("points", points)
     inverse = torch.empty(len(p), dtype=torch.int64)
     means = torch.empty((len(p), 3), dtype=torch.float32)
     try:
         m = _core.voxel_downsample(p.data_ptr(), len(p), voxel_size, inverse.data_ptr(), means.data_ptr(), num_threads)
     except ValueError as error:  # the grid does not fit
         raise InputError("voxel_size", str(voxel_size), str(error)) from None
-    return means[:m].clone().to(points.device), inverse.to(points.device)
+    return means[:m].clone(), inverse
 
 
 def morton_order(points: Tensor, num_threads: int) -> Tensor:
-    p = host("points", points)
+    p = checked("points", points)
+    if _cuda.takes(p):
+        return _cuda.morton_order(p).long()
     order = torch.empty(len(p), dtype=torch.int64)
     _core.morton_order(p.data_ptr(), len(p), order.data_ptr(), num_threads)
-    return order.to(points.device)
+    return order
 
 
-def tree_geometry(tree: _core.KdTree, points: Tensor, k: int, limit: float, num_threads: int) -> tuple[Tensor, Tensor]:
+def tree_geometry(tree: Tree, points: Tensor, k: int, limit: float, num_threads: int) -> tuple[Tensor, Tensor]:
+    if isinstance(tree, _cuda.Tree):
+        return _cuda.local_geometry(tree, k, limit)
     normals = torch.empty((len(points), 3), dtype=torch.float32)
     covariances = torch.empty((len(points), 6), dtype=torch.float32)
     _core.normals(
@@ -109,9 +139,8 @@ def tree_geometry(tree: _core.KdTree, points: Tensor, k: int, limit: float, num_
 
 
 def local_geometry(points: Tensor, k: int, limit: float, num_threads: int) -> tuple[Tensor, Tensor]:
-    p = host("points", points)
-    normals, covariances = tree_geometry(build_tree(p, num_threads), p, k, limit, num_threads)
-    return normals.to(points.device), covariances.to(points.device)
+    p = checked("points", points)
+    return tree_geometry(build_tree(p, num_threads), p, k, limit, num_threads)
 
 
 # --- the same, for the dispatcher ---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from dlc_reg import _core
 from dlc_reg.errors import InputError
-from dlc_reg.ops import _library, _validate
+from dlc_reg.ops import _cuda, _library, _validate
 from dlc_reg.ops._search import SearchIndex
 from dlc_reg.ops._validate import Array
 
@@ -43,15 +44,15 @@ class Moments:
 
 @dataclass(frozen=True)
 class Linearization:
-    """What `linearize` found, on the host. p is a source point moved by the transform, q its target point."""
+    """What `linearize` found. p is a source point moved by the transform, q its target point."""
 
     kind: str
     sums: Tensor
-    """(36,) float64, the layout of csrc/core/residuals.hpp"""
+    """(36,) float64 on the host, the layout of csrc/core/residuals.hpp"""
     indices: Tensor
-    """(N,) int64, the target point of each source point, -1 where there is none"""
+    """(N,) int64 on the source's device, the target point of each source point, -1 where there is none"""
     distances: Tensor
-    """(N,) float32, |p - q|, inf where there is none"""
+    """(N,) float32 on the source's device, |p - q|, inf where there is none"""
 
     @property
     def hessian(self) -> Tensor:
@@ -157,46 +158,49 @@ def linearize(
         num_threads: None for all cores. The sums are the same bits for any number.
 
     Returns:
-        A `Linearization` of tensors on the host, whatever the inputs were.
+        A `Linearization`. On a CUDA device, where all but `transform` has to be, it is one launch, and only the sums
+        come to the host.
 
     Raises:
-        InputError: wrong shapes, dtypes or names, NaN or infinity, missing normals or covariances.
+        InputError: wrong shapes, dtypes, devices or names, NaN or infinity, missing normals or covariances.
     """
     kind_id = _validate.choice("kind", kind, KINDS)
     kernel_id = _validate.choice("kernel", kernel, KERNELS)
     scale = _validate.length("kernel_parameter", kernel_parameter, positive=True)
     limit = _validate.limit("max_distance", max_distance)
     pose = _validate.pose("transform", transform)
-    p = _library.unchecked(_validate.points("source", source, allow_empty=True))
+    p = _library.placed(_validate.points("source", source, allow_empty=True))
+    _validate.same_device("source", p, "index", index.points)
     n, m = len(p), len(index)
-    normals_of_source = _rows(kind, ("symmetric",), "source_normals", source_normals, 3, n)
-    normals_of_target = _rows(kind, ("point_to_plane", "symmetric"), "target_normals", target_normals, 3, m)
-    covariances_of_source = _rows(kind, ("generalized",), "source_covariances", source_covariances, 6, n)
-    covariances_of_target = _rows(kind, ("generalized",), "target_covariances", target_covariances, 6, m)
+    normals_of_source = _rows(kind, ("symmetric",), "source_normals", source_normals, 3, p, n)
+    normals_of_target = _rows(kind, ("point_to_plane", "symmetric"), "target_normals", target_normals, 3, p, m)
+    covariances_of_source = _rows(kind, ("generalized",), "source_covariances", source_covariances, 6, p, n)
+    covariances_of_target = _rows(kind, ("generalized",), "target_covariances", target_covariances, 6, p, m)
     search = correspondences is None
-    indices = torch.empty(n, dtype=torch.int64) if correspondences is None else _indices(correspondences, n, m)
-    distances = torch.empty(n, dtype=torch.float32)
-    sums = torch.empty(_core.LINEARIZE_SUMS, dtype=torch.float64)
-    _core.linearize(
-        kind_id,
-        p.data_ptr(),
-        _address(normals_of_source),
-        _address(covariances_of_source),
-        n,
-        index.tree,
-        index.points.data_ptr(),
-        _address(normals_of_target),
-        _address(covariances_of_target),
-        pose.data_ptr(),
-        limit,
-        kernel_id,
-        scale,
-        search,
-        indices.data_ptr(),
-        distances.data_ptr(),
-        sums.data_ptr(),
-        _validate.threads(num_threads),
-    )
+    if correspondences is None:
+        indices = torch.empty(n, dtype=torch.int64, device=p.device)
+    else:
+        indices = _indices(correspondences, p, n, m)
+    distances = torch.empty(n, dtype=torch.float32, device=p.device)
+    sums = torch.empty(_core.LINEARIZE_SUMS, dtype=torch.float64, device=p.device)
+    source_side = (p.data_ptr(), _cuda.address(normals_of_source), _cuda.address(covariances_of_source), n)
+    target_side = (index.points.data_ptr(), _cuda.address(normals_of_target), _cuda.address(covariances_of_target))
+    objective = (pose.data_ptr(), limit, kernel_id, scale)
+    matches = (indices.data_ptr(), distances.data_ptr())
+    arguments: tuple[Any, ...]
+    if isinstance(index.tree, _cuda.Tree):
+        tree = index.tree.memory.data_ptr() if search else 0
+        partials = sums.new_empty(_core.cuda_linearize_partials(n))
+        finished = torch.zeros(1, dtype=torch.int32, device=p.device)
+        workspace = (partials.data_ptr(), finished.data_ptr(), sums.data_ptr())
+        arguments = (*_cuda.call(p), kind_id, *source_side, tree, m, *target_side, *objective, *matches, *workspace)
+        _core.cuda_linearize(*arguments)
+        sums = sums.cpu()
+    else:
+        threads = _validate.threads(num_threads)
+        native = (search, *matches, sums.data_ptr(), threads)
+        arguments = (kind_id, *source_side, index.tree, *target_side, *objective, *native)
+        _core.linearize(*arguments)
     if not math.isfinite(sum(sums.tolist())):  # the data is checked by what came of it: this runs in every iteration
         _validate.finite("source", p)
         for argument, rows in (
@@ -210,26 +214,27 @@ def linearize(
     return Linearization(kind, sums, indices, distances)
 
 
-def _rows(kind: str, users: tuple[str, ...], argument: str, value: Array | None, width: int, n: int) -> Tensor | None:
-    """The (n, width) float32 data if this kind uses it."""
+def _rows(
+    kind: str, users: tuple[str, ...], argument: str, value: Array | None, width: int, source: Tensor, n: int
+) -> Tensor | None:
+    """The (n, width) float32 data if this kind uses it, on the source's device."""
     if kind not in users:
         return None
     if value is None:
         raise InputError(argument, "nothing", f"shape ({n}, {width}): {kind} needs them")
     if width == 6 and value.ndim == 3 and tuple(value.shape[1:]) == (3, 3):
         value = value.reshape(-1, 9)[:, [0, 1, 2, 4, 5, 8]]
-    return _library.unchecked(_validate.rows(argument, value, width, n))
+    rows = _library.placed(_validate.rows(argument, value, width, n))
+    _validate.same_device(argument, rows, "source", source)
+    return rows
 
 
-def _indices(value: Array, n: int, m: int) -> Tensor:
+def _indices(value: Array, source: Tensor, n: int, m: int) -> Tensor:
     tensor = _validate.as_tensor("correspondences", value)
     if tuple(tensor.shape) != (n,) or tensor.dtype != torch.int64:
         raise InputError("correspondences", f"{tensor.dtype} of shape {tuple(tensor.shape)}", f"int64 of shape ({n},)")
-    tensor = tensor.detach().cpu().contiguous()
+    tensor = _library.placed(tensor)
+    _validate.same_device("correspondences", tensor, "source", source)
     if n and not (int(tensor.min()) >= -1 and int(tensor.max()) < m):
         raise InputError("correspondences", f"indices {int(tensor.min())} to {int(tensor.max())}", f"-1 to {m - 1}")
     return tensor
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()

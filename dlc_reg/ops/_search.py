@@ -33,11 +33,12 @@ def knn(
         distances by index; missing ones are inf and -1. The kind and device of `query`.
 
     Distances carry gradients to `query` and `points` (zero where a distance is zero). The search is in float32:
-    subtract a common origin from large coordinates first. CUDA tensors are searched on the host. Works under
-    `torch.compile(fullgraph=True)`.
+    subtract a common origin from large coordinates first. CUDA tensors are searched on their device; more than 64
+    neighbours there take a sort over all points. Works under `torch.compile(fullgraph=True)`.
 
     Raises:
         InputError: wrong shape or dtype, no points, NaN or infinity, k < 1, a negative or NaN distance.
+        RuntimeError: CUDA tensors, but a build without CUDA kernels.
     """
     q, p = _query_and_points(query, points)
     arguments = (q, p, _validate.count("k", k), _validate.limit("max_distance", max_distance))
@@ -61,14 +62,15 @@ def radius_search(
 
 
 class SearchIndex:
-    """A kd-tree over points (M, 3), float32 or float64, M >= 1: built once, queried often.
+    """A search tree over points (M, 3), float32 or float64, M >= 1: built once, queried often.
 
-    The points are copied (to float32, in the host's memory), so later changes to them do not matter. Answers are those
-    of `knn` and `radius_search`; their distances carry gradients to the query, not to the points.
+    The points are copied (to float32, on their device), so later changes to them do not matter. Queries are on the same
+    device. Answers are those of `knn` and `radius_search`; their distances carry gradients to the query, not to the
+    points.
     """
 
     def __init__(self, points: Array, *, num_threads: int | None = None) -> None:
-        self.points: Tensor = _library.host("points", _validate.points("points", points)).clone()
+        self.points: Tensor = _library.checked("points", _validate.points("points", points)).clone()
         self.tree = _library.build_tree(self.points, _validate.threads(num_threads))
 
     def __len__(self) -> int:
@@ -84,7 +86,7 @@ class SearchIndex:
         self, query: ArrayT, k: int = 1, max_distance: float | None = None, *, num_threads: int | None = None
     ) -> tuple[ArrayT, ArrayT]:
         """Distances (N, k) float32 and indices (N, k) int64 of the k nearest points, see `knn`."""
-        q = _validate.points("query", query, allow_empty=True)
+        q = self._query(query)
         limit = _validate.limit("max_distance", max_distance)
         distances, indices = _library.tree_knn(
             self.tree, q, _validate.count("k", k), limit, _validate.threads(num_threads)
@@ -95,7 +97,7 @@ class SearchIndex:
 
     def radius(self, query: ArrayT, radius: float, *, num_threads: int | None = None) -> tuple[ArrayT, ArrayT, ArrayT]:
         """Distances (T,) float32, indices (T,) int64 and splits (N + 1,) int64, see `radius_search`."""
-        q = _validate.points("query", query, allow_empty=True)
+        q = self._query(query)
         distances, indices, splits = _library.tree_radius(
             self.tree, q, _validate.length("radius", radius), _validate.threads(num_threads)
         )
@@ -103,9 +105,14 @@ class SearchIndex:
             distances = self._attach(distances, q.repeat_interleave(splits.diff(), dim=0), indices)
         return _validate.like(query, distances), _validate.like(query, indices), _validate.like(query, splits)
 
+    def _query(self, query: Array) -> Tensor:
+        q = _validate.points("query", query, allow_empty=True)
+        _validate.same_device("query", q, "the index", self.points)
+        return q
+
     def _attach(self, distances: Tensor, query: Tensor, indices: Tensor) -> Tensor:
         """The native distances, bit for bit, with the gradient of the same distances in torch."""
-        points = self.points.to(query.device)[indices.clamp(min=0)]
+        points = self.points[indices.clamp(min=0)]
         attached = _reference.root(_reference.squared_distance(query, points))
         return attached + (distances - attached).detach()
 
