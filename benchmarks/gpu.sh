@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one go and under eight minutes: builds for the GPU at hand, runs the parity suite, and
+# measures. Needs nvcc, a C++ compiler, cmake, and a Python with torch for CUDA, scikit-build-core and nanobind.
+# No network. Usage: bash benchmarks/gpu.sh [FOLDER for the results, default build/gpu]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=$(realpath -m "${1:-build/gpu}")
+python=${PYTHON:-python3}
+mkdir -p "$out/site"
+
+echo "== device"
+nvidia-smi --query-gpu=name,memory.total,driver_version,clocks.max.sm --format=csv | tee "$out/device.csv"
+capability=$("$python" -c 'import torch; assert torch.cuda.is_available(), "torch sees no CUDA device"
+print("%d%d" % torch.cuda.get_device_capability())')
+
+echo "== build for sm_$capability"
+CUDAARCHS="$capability-real" DLC_REG_CUDA=ON "$python" -m pip install -q --no-build-isolation --no-deps --no-index \
+  --upgrade --target "$out/site" .
+export PYTHONPATH="$out/site${PYTHONPATH:+:$PYTHONPATH}"
+
+echo "== parity: device against host against reference"
+# away from the checkout, whose own dlc_reg has no module
+tests=$PWD/tests benchmarks=$PWD/benchmarks
+cd "$out"
+status=0
+timeout 150 "$python" -m pytest -q -m gpu -p no:cacheprovider -c "$tests/../pyproject.toml" "$tests"/test_ops_cuda.py \
+  "$tests"/test_ops_library.py 2>&1 | tee "$out/parity.txt" || status=$?
+
+echo "== timings"
+timeout 200 "$python" "$benchmarks/gpu.py" --out "$out/gpu.json" "${@:2}" || status=$?
+exit "$status"
