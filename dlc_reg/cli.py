@@ -293,11 +293,11 @@ def doctor(as_json: bool) -> None:
     """Shows versions, processor and extras: what to send along with a bug report."""
     import torch
 
-    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
+    device = f"{torch.cuda.get_device_name()}; " if torch.cuda.is_available() else ""
     facts = {
         **versions(),
         "SIMD": ops.simd_level(),
-        "CUDA": cuda,
+        "CUDA": device + ops.cuda_state(),
         "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
     }
     extras = {name: _extra(name, packages) for name, packages in EXTRAS.items()}

@@ -13,6 +13,7 @@ except ImportError as error:
     ) from error
 
 from dlc_reg.ops._assignment import soft_assignment
+from dlc_reg.ops._cuda import state as cuda_state
 from dlc_reg.ops._hypotheses import (
     Judgement,
     Surface,
@@ -43,6 +44,7 @@ __all__ = [
     "Moments",
     "SearchIndex",
     "Surface",
+    "cuda_state",
     "estimate_covariances",
     "estimate_normals",
     "fpfh",
