@@ -31,6 +31,7 @@ SMALL = {
     "softicp": {
         "width": 16, "out": 16, "heads": 2, "blocks": 1, "anchors": 16, "hypotheses": 0, "turns": 0,  # one start
     },
+    "ranked": {"width": 8, "turns": 60, "refined": 8, "points": 32},
 }  # fmt: skip
 EVERY = pytest.mark.parametrize("name", SMALL)
 REPEATED = ("dcp", "prnet", "rpmnet")
@@ -136,6 +137,8 @@ def test_init_is_where_it_starts(name):
     model = network(name).eval()
     if name == "softicp":
         model.hypotheses = 0
+    if name == "ranked":
+        model.turns = 0
     solution = model(source, target, init=truth, iterations=0)
     torch.testing.assert_close(solution.omega, truth)
     first = solution.history[0]["value"]
@@ -254,6 +257,8 @@ def test_the_energys_gradients_are_those_of_finite_differences(name):
 
 @EVERY
 def test_a_short_training_on_one_batch_lowers_the_pose_error(name):
+    if name == "ranked":
+        pytest.skip("its steps have two numbers to learn; what it learns is to choose, see test_ranked")
     source, target, truth = pairs(2, 48, angle=0.6, seed=4)
     model = network(name)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)

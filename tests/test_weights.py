@@ -37,6 +37,7 @@ SMALL = {
         "parameter_head": (),
     },
     "softicp": {"width": 8, "out": 8, "heads": 2, "blocks": 1, "anchors": 8, "hypotheses": 0},
+    "ranked": {"width": 8, "turns": 60, "refined": 8},
 }
 
 

@@ -5,6 +5,7 @@ from dlc_reg.registration.learned.dcp import DCP
 from dlc_reg.registration.learned.frame import RegistrationNetwork
 from dlc_reg.registration.learned.pointnetlk import PointNetLK
 from dlc_reg.registration.learned.prnet import PRNet
+from dlc_reg.registration.learned.ranked import RankedICP
 from dlc_reg.registration.learned.rpmnet import RPMNet
 from dlc_reg.registration.learned.softicp import SoftICP
 
@@ -14,5 +15,6 @@ ARCHITECTURES: dict[str, type[RegistrationNetwork]] = {
     "rpmnet": recorded(RPMNet),
     "prnet": recorded(PRNet),
     "softicp": recorded(SoftICP),
+    "ranked": recorded(RankedICP),
 }
 """By the name that recipes and weights use."""
