@@ -7,6 +7,7 @@
 
 #include "core/parallel.hpp"
 #include "core/search.hpp"
+#include "core/search_patch.hpp"
 
 namespace dlc {
 namespace {
@@ -116,7 +117,6 @@ struct KdTree::Build {
     Leaf& leaf = tree.leaves_[static_cast<size_t>(l)];
     Item* const begin = items.data() + first_item(l);
     Item* const end = items.data() + first_item(l + 1);
-    std::sort(begin, end, [](const Item& a, const Item& b) { return a.index < b.index; });
     for (int i = 0; i < kLeaf; ++i) {
       const bool present = begin + i < end;
       for (int a = 0; a < 3; ++a) leaf.x[a][i] = present ? begin[i].x[a] : kInfinity;
@@ -194,10 +194,20 @@ bool KdTree::nearest(const float q[3], float max_d2, int32_t hint, int32_t& inde
   return true;
 }
 
-int KdTree::knn(const float q[3], int k, float max_d2, int32_t* index, float* d2) const {
-  k = static_cast<int>(std::min<int64_t>(k, n_));
-  if (k <= 0) return 0;
-  if (k == 1) return nearest(q, max_d2, index[0], d2[0]) ? 1 : 0;
+void KdTree::nearest_of_each(const float* queries, int64_t m, float max_d2, int32_t* index, float* d2) const {
+  const float limit = below(max_d2);
+  search::in_patches(nodes_.data(), levels_, queries, m, limit, [&](int64_t i, const Node* nodes, int levels) {
+    search::Nearest found{limit};
+    search::traverse(nodes, leaves_.data(), levels, queries + 3 * i, found);
+    index[i] = found.any() ? found.index : -1;
+    d2[i] = found.any() ? found.bound : kInfinity;
+    return found.bound;
+  });
+}
+
+// `bound` is inclusive, unlike max_d2; wanted: the largest d2 that could still have entered the answer.
+int KdTree::knn_in(const Node* nodes, int levels, const float q[3], int k, float bound, int32_t* index, float* d2,
+                   float& wanted) const {
   const auto write = [&](const uint64_t* keys, int count) {
     for (int i = 0; i < count; ++i) {
       d2[i] = search::key_distance(keys[i]);
@@ -206,14 +216,37 @@ int KdTree::knn(const float q[3], int k, float max_d2, int32_t* index, float* d2
     return count;
   };
   if (k <= search::KSorted::kMax) {
-    search::KSorted found(below(max_d2), k);
-    search::traverse(nodes_.data(), leaves_.data(), levels_, q, found);
+    search::KSorted found(bound, k);
+    search::traverse(nodes, leaves_.data(), levels, q, found);
+    wanted = found.bound;
     return write(found.keys, found.count);
   }
-  search::KHeap found(below(max_d2), k);
-  search::traverse(nodes_.data(), leaves_.data(), levels_, q, found);
+  search::KHeap found(bound, k);
+  search::traverse(nodes, leaves_.data(), levels, q, found);
+  wanted = found.bound;
   std::sort_heap(found.keys.begin(), found.keys.end());
   return write(found.keys.data(), static_cast<int>(found.keys.size()));
+}
+
+int KdTree::knn(const float q[3], int k, float max_d2, int32_t* index, float* d2) const {
+  int count = 0;
+  knn_of_each(q, 1, k, max_d2, index, d2, &count);
+  return count;
+}
+
+void KdTree::knn_of_each(const float* queries, int64_t m, int k, float max_d2, int32_t* index, float* d2,
+                         int* count) const {
+  const int room = static_cast<int>(std::min<int64_t>(k, n_));
+  const float limit = below(max_d2);
+  if (room <= 0) {
+    std::fill(count, count + m, 0);
+    return;
+  }
+  search::in_patches(nodes_.data(), levels_, queries, m, limit, [&](int64_t i, const Node* nodes, int levels) {
+    float wanted = limit;
+    count[i] = knn_in(nodes, levels, queries + 3 * i, room, limit, index + i * k, d2 + i * k, wanted);
+    return wanted;
+  });
 }
 
 int64_t KdTree::radius(const float q[3], float r2, std::vector<std::pair<float, int32_t>>& out) const {

@@ -30,6 +30,11 @@ class KdTree {
   // The k nearest with d2 < max_d2, sorted by (d2, index). Returns how many were written (at most k).
   int knn(const float q[3], int k, float max_d2, int32_t* index, float* d2) const;
 
+  // The same answers for m queries (m, 3), quickest where each is near the one before. index, d2: (m) or (m, k).
+  // nearest_of_each: (-1, infinity) where there is none. knn_of_each: query i writes the first count[i] of its row.
+  void nearest_of_each(const float* queries, int64_t m, float max_d2, int32_t* index, float* d2) const;
+  void knn_of_each(const float* queries, int64_t m, int k, float max_d2, int32_t* index, float* d2, int* count) const;
+
   // All points with d2 < r2, sorted by (d2, index); replaces the content of out. Returns how many.
   int64_t radius(const float q[3], float r2, std::vector<std::pair<float, int32_t>>& out) const;
 
@@ -43,11 +48,13 @@ class KdTree {
   };
   struct alignas(64) Leaf {  // padded with +inf coordinates
     float x[3][kLeaf];
-    int32_t index[kLeaf];
+    int32_t index[kLeaf];  // in no order
   };
 
  private:
   struct Build;
+  int knn_in(const Node* nodes, int levels, const float q[3], int k, float bound, int32_t* index, float* d2,
+             float& wanted) const;
   int64_t n_ = 0;
   int levels_ = 0;  // levels of nodes; the children of the last are leaves; 0 if empty
   std::vector<float> points_;

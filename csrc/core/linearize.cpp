@@ -21,6 +21,21 @@ struct Sums {
   }
 };
 
+constexpr int64_t kRun = 128;
+
+// The nearest target points of moved source points (m, 3), m <= kRun, which begin at `first` in the problem's arrays.
+void search(const LinearizeProblem& problem, const double (*moved)[3], float limit, int64_t first, int64_t m,
+            int32_t* nearest) {
+  float queries[3 * kRun] = {}, d2[kRun];
+  for (int64_t i = 0; i < m; ++i)
+    for (int a = 0; a < 3; ++a) queries[3 * i + a] = static_cast<float>(moved[i][a]);
+  problem.tree->nearest_of_each(queries, m, limit, nearest, d2);
+  for (int64_t i = 0; i < m; ++i) {
+    if (problem.indices) problem.indices[first + i] = nearest[i];
+    if (problem.distances) problem.distances[first + i] = std::sqrt(d2[i]);
+  }
+}
+
 // The kind and "is it L2" are compile-time constants in the loop over points.
 template <Kind kind, bool robust>
 Sums accumulate(const LinearizeProblem& problem, const Pose& pose, float limit, int64_t begin, int64_t end) {
@@ -29,27 +44,23 @@ Sums accumulate(const LinearizeProblem& problem, const Pose& pose, float limit, 
   const double parameter = problem.kernel_parameter;
   const CorrespondingClouds clouds{problem.source, problem.source_normals, problem.source_covariances,
                                    problem.target, problem.target_normals, problem.target_covariances};
-  for (int64_t i = begin; i < end; ++i) {
-    double p[3];
-    pose.apply(problem.source + 3 * i, p);
-    int64_t j = -1;
-    if (problem.tree) {
-      const float query[3] = {static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2])};
-      int32_t found = -1;
-      float d2 = std::numeric_limits<float>::infinity();
-      if (problem.tree->nearest(query, limit, found, d2)) j = found;
-      if (problem.indices) problem.indices[i] = j;
-      if (problem.distances) problem.distances[i] = std::sqrt(d2);
-    } else {
-      j = problem.indices[i];
+  double moved[kRun][3];
+  int32_t nearest[kRun];
+  for (int64_t run = begin; run < end; run += kRun) {
+    const int64_t m = std::min(kRun, end - run);
+    for (int64_t i = 0; i < m; ++i) pose.apply(problem.source + 3 * (run + i), moved[i]);
+    if (problem.tree) search(problem, moved, limit, run, m, nearest);
+    for (int64_t i = run; i < run + m; ++i) {
+      const double* const p = moved[i - run];
+      const int64_t j = problem.tree ? nearest[i - run] : problem.indices[i];
+      if (j < 0) {
+        if (!problem.tree && problem.distances) problem.distances[i] = std::numeric_limits<float>::infinity();
+        if (!std::isfinite(p[0] + p[1] + p[2])) sums.values[kCost] = std::numeric_limits<double>::quiet_NaN();
+        continue;
+      }
+      const double distance2 = add_correspondence<kind>(clouds, pose, kernel, parameter, i, j, p, sums.values);
+      if (!problem.tree && problem.distances) problem.distances[i] = static_cast<float>(std::sqrt(distance2));
     }
-    if (j < 0) {
-      if (!problem.tree && problem.distances) problem.distances[i] = std::numeric_limits<float>::infinity();
-      if (!std::isfinite(p[0] + p[1] + p[2])) sums.values[kCost] = std::numeric_limits<double>::quiet_NaN();
-      continue;
-    }
-    const double distance2 = add_correspondence<kind>(clouds, pose, kernel, parameter, i, j, p, sums.values);
-    if (!problem.tree && problem.distances) problem.distances[i] = static_cast<float>(std::sqrt(distance2));
   }
   return sums;
 }

@@ -1,5 +1,6 @@
 // Order along the Morton (Z) curve: near in the order is near in space, so that searches stay in the cache.
 #pragma once
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -40,17 +41,27 @@ void morton_order(const float* points, int64_t n, int64_t* order, int num_thread
 // The same with 2^10 cells per axis, enough for the caches and three times cheaper. n < 2^32.
 std::vector<uint32_t> coarse_morton_order(const float* points, int64_t n, int num_threads);
 
-// Calls body(i) once for every point, on many threads; near points follow one another if there are enough to gain by it.
+constexpr int64_t kRun = 64;
+
+// Calls body(near, index, m) for runs of m <= kRun points: near (m, 3) are copies, index (m) their places in `points`. If
+// there are enough to gain by it, points that are near one another follow one another. The copies and whatever is
+// written by index are far apart in memory: side by side, their cache misses overlap.
 template <class Body>
-void for_each_point(const float* points, int64_t n, int num_threads, const Body& body) {
-  constexpr int64_t kGrain = 512, kSortFrom = 4096;
+void for_each_run(const float* points, int64_t n, int num_threads, const Body& body) {
+  constexpr int64_t kGrain = 8 * kRun, kSortFrom = 4096;
   std::vector<uint32_t> order;
   if (n > kSortFrom && n <= INT64_C(0xffffffff)) order = coarse_morton_order(points, n, num_threads);
   parallel_for(n, kGrain, num_threads, [&](int64_t begin, int64_t end) {
-    if (order.empty())
-      for (int64_t i = begin; i < end; ++i) body(i);
-    else
-      for (int64_t i = begin; i < end; ++i) body(static_cast<int64_t>(order[static_cast<std::size_t>(i)]));
+    float near[3 * kRun];
+    int64_t index[kRun];
+    for (int64_t run = begin; run < end; run += kRun) {
+      const int64_t m = std::min(kRun, end - run);
+      for (int64_t i = 0; i < m; ++i) {
+        index[i] = order.empty() ? run + i : static_cast<int64_t>(order[static_cast<std::size_t>(run + i)]);
+        for (int a = 0; a < 3; ++a) near[3 * i + a] = points[3 * index[i] + a];
+      }
+      body(near, index, m);
+    }
   });
 }
 

@@ -14,18 +14,22 @@ void normals(const KdTree& tree, const float* points, int64_t n, int k, float ma
              float* covariances, int num_threads) {
   const int room = static_cast<int>(std::clamp<int64_t>(k, 0, tree.size()));
   const float limit = squared_limit(max_distance);
-  for_each_point(points, n, num_threads, [&](int64_t i) {
+  for_each_run(points, n, num_threads, [&](const float* near, const int64_t* at, int64_t run) {
     thread_local std::vector<int32_t> index;
     thread_local std::vector<float> d2;
-    index.resize(static_cast<std::size_t>(room));
-    d2.resize(static_cast<std::size_t>(room));
-    const int count = tree.knn(points + 3 * i, room, limit, index.data(), d2.data());
-    Spread spread;
-    for (int j = 0; j < count; ++j) spread.add(tree.point(index[static_cast<std::size_t>(j)]), points + 3 * i);
-    double covariance[6];
-    spread.covariance(covariance);
-    if (normals) normal_of(covariance, normals + 3 * i);
-    if (covariances) std::copy(covariance, covariance + 6, covariances + 6 * i);
+    int count[kRun];
+    index.resize(static_cast<std::size_t>(run * room));
+    d2.resize(static_cast<std::size_t>(run * room));
+    tree.knn_of_each(near, run, room, limit, index.data(), d2.data(), count);
+    for (int64_t i = 0; i < run; ++i) {
+      Spread spread;
+      for (int j = 0; j < count[i]; ++j)
+        spread.add(tree.point(index[static_cast<std::size_t>(i * room + j)]), near + 3 * i);
+      double covariance[6];
+      spread.covariance(covariance);
+      if (normals) normal_of(covariance, normals + 3 * at[i]);
+      if (covariances) std::copy(covariance, covariance + 6, covariances + 6 * at[i]);
+    }
   });
 }
 

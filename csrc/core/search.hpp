@@ -241,8 +241,7 @@ DLC_AVX2 inline void scan_leaf(const KdTree::Leaf& leaf, const Query8& q, Found&
     least = _mm_min_ss(least, _mm_movehdup_ps(least));
     const __m256 all = _mm256_broadcastss_ps(least);
     mask = mask_of(_mm256_cmp_ps(low, all, _CMP_EQ_OQ), _mm256_cmp_ps(high, all, _CMP_EQ_OQ));
-    const int i = __builtin_ctz(mask);  // within a leaf points are in the order of their indices
-    found.offer(d2[i], leaf.index[i]);
+    for (; mask; mask &= mask - 1) found.offer(d2[__builtin_ctz(mask)], leaf.index[__builtin_ctz(mask)]);
   } else {
     for (; mask; mask &= mask - 1) {
       const int i = __builtin_ctz(mask);

@@ -91,6 +91,44 @@ void check_shape(const std::string& shape, int64_t n, unsigned seed) {
   }
 }
 
+// Near queries, a strange one now and then, against brute force.
+void check_runs(const std::string& shape, int64_t n, unsigned seed) {
+  const std::vector<float> points = shapes::points(shape, n, seed), others = shapes::points(shape, n, seed + 1);
+  const KdTree tree(points.data(), n, 1);
+  std::vector<int64_t> order(static_cast<std::size_t>(n));
+  dlc::morton_order(others.data(), n, order.data(), 1);
+  const int64_t m = std::min<int64_t>(n, 150);
+  std::vector<float> queries;
+  for (int64_t i = 0; i < m; ++i) {
+    const bool jump = i % 40 == 7;
+    const float* q = jump ? &points[static_cast<std::size_t>(3 * i)]
+                          : &others[static_cast<std::size_t>(3 * order[static_cast<std::size_t>(i)])];
+    queries.insert(queries.end(), q, q + 3);
+  }
+  if (m > 80) queries[3 * 32] = std::nanf(""), queries[3 * 50 + 1] = kInfinity, queries[3 * 70] = 1e4f;  // 32 begins a run
+  for (const float limit : {kInfinity, 0.01f, 0.0f, std::nanf("")})
+    for (const int k : {1, 3, 20, 100}) {
+      std::vector<int32_t> index(static_cast<std::size_t>(m * k)), count(static_cast<std::size_t>(m));
+      std::vector<float> d2(index.size());
+      tree.knn_of_each(queries.data(), m, k, limit, index.data(), d2.data(), count.data());
+      std::vector<int32_t> one(static_cast<std::size_t>(m));
+      std::vector<float> one_d2(one.size());
+      tree.nearest_of_each(queries.data(), m, limit, one.data(), one_d2.data());
+      for (std::size_t i = 0; i < static_cast<std::size_t>(m); ++i) {
+        const float* q = &queries[3 * i];
+        const bool finite = std::isfinite(q[0]) && std::isfinite(q[1]) && std::isfinite(q[2]);
+        const Neighbours expected = finite ? nearer_than(brute_force(points, q), limit) : Neighbours{};
+        CHECK(count[i] == std::min<int64_t>(k, static_cast<int64_t>(expected.size())));
+        for (std::size_t j = 0; j < static_cast<std::size_t>(count[i]); ++j) {
+          const std::size_t at = i * static_cast<std::size_t>(k) + j;
+          CHECK(index[at] == expected[j].second && d2[at] == expected[j].first);
+        }
+        CHECK(one[i] == (expected.empty() ? -1 : expected[0].second));
+        CHECK(one_d2[i] == (expected.empty() ? kInfinity : expected[0].first));
+      }
+    }
+}
+
 void check_strange_queries() {
   const std::vector<float> points = shapes::points("uniform", 500, 3);
   const KdTree tree(points.data(), 500, 1);
@@ -220,6 +258,7 @@ int main() {
     for (const std::string& shape : shapes::names()) {
       unsigned seed = 1;
       for (const int64_t n : {0, 1, 2, 15, 16, 17, 100, 128, 129, 1000, 1500}) check_shape(shape, n, seed++);
+      for (const int64_t n : {0, 1, 40, 1024, 1025, 5000}) check_runs(shape, n, seed++);
     }
     check_strange_queries();
   }
