@@ -13,9 +13,11 @@ int device_count() {
 }
 
 std::string why_no_device() {
-  int count = 0;
+  int count = 0, driver = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   cudaGetLastError();
+  if (status == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0)
+    return "no CUDA driver";
   if (status != cudaSuccess) return cudaGetErrorString(status);
   return count > 0 ? "" : "no CUDA device";
 }
