@@ -106,6 +106,11 @@ void check_runs(const std::string& shape, int64_t n, unsigned seed) {
     queries.insert(queries.end(), q, q + 3);
   }
   if (m > 80) queries[3 * 32] = std::nanf(""), queries[3 * 50 + 1] = kInfinity, queries[3 * 70] = 1e4f;  // 32 begins a run
+  std::vector<Neighbours> all;
+  for (std::size_t i = 0; i < queries.size(); i += 3) {
+    const bool finite = std::isfinite(queries[i]) && std::isfinite(queries[i + 1]) && std::isfinite(queries[i + 2]);
+    all.push_back(finite ? brute_force(points, &queries[i]) : Neighbours{});
+  }
   for (const float limit : {kInfinity, 0.01f, 0.0f, std::nanf("")})
     for (const int k : {1, 3, 20, 100}) {
       std::vector<int32_t> index(static_cast<std::size_t>(m * k)), count(static_cast<std::size_t>(m));
@@ -115,9 +120,7 @@ void check_runs(const std::string& shape, int64_t n, unsigned seed) {
       std::vector<float> one_d2(one.size());
       tree.nearest_of_each(queries.data(), m, limit, one.data(), one_d2.data());
       for (std::size_t i = 0; i < static_cast<std::size_t>(m); ++i) {
-        const float* q = &queries[3 * i];
-        const bool finite = std::isfinite(q[0]) && std::isfinite(q[1]) && std::isfinite(q[2]);
-        const Neighbours expected = finite ? nearer_than(brute_force(points, q), limit) : Neighbours{};
+        const Neighbours expected = nearer_than(all[i], limit);
         CHECK(count[i] == std::min<int64_t>(k, static_cast<int64_t>(expected.size())));
         for (std::size_t j = 0; j < static_cast<std::size_t>(count[i]); ++j) {
           const std::size_t at = i * static_cast<std::size_t>(k) + j;
