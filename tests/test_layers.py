@@ -26,9 +26,14 @@ FLOORS = {
 }  # fmt: skip
 # a private module is a part of the public one that it was taken out of
 OWNERS = {
-    "_formats": "io", "_ply": "io", "_pcd": "io",
+    "_formats": "io", "_ply": "io", "_pcd": "io", "_answers": "io",
     "_convert": "geometry", "_warping": "geometry",
     "_rays": "convexify", "_star_convexity": "convexify",
+    "_alignment_input": "alignment", "_alignment_objective": "alignment", "_alignment_search": "alignment",
+    "_alignment_solve": "alignment", "_alignment_result": "alignment", "_alignment_verdict": "alignment",
+    "_image_pairs": "protocols", "_images_recipe": "training", "_images_losses": "training",
+    "_images_training": "training", "_image_evaluation": "evaluation", "_align_command": "cli",
+    "_sequences_data": "protocols", "_sequences_training": "training",
     "_report_page": "report", "_report_scene": "report", "_console": "cli", "_evaluate_command": "cli",
     "_recipe": "training", "_losses": "training", "_terms": "training", "_registration_recipe": "training",
     "_registration_training": "training", "_parallel": "training", "_training_log": "training",
@@ -45,7 +50,7 @@ ALLOWED = {("cli", "report"), ("t", "pipelines"), ("training", "evaluation")}  #
 LAZY = {("registration.result", "report")}  # upwards, but only inside a function
 HEAVY = {
     "open3d", "trimesh", "plotly", "matplotlib", "pypcd4", "laspy", "scipy", "click", "tqdm", "safetensors",
-    "small_gicp",
+    "small_gicp", "PIL", "cv2",
 }  # fmt: skip
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import enum
-import json
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,19 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dlc_reg._answers import Verdict, strict_json
 from dlc_reg.iterate import Status
 
-
-class Verdict(str, enum.Enum):
-    """Whether the transformation can be trusted; the reasons are in `RegistrationResult.verdict_reasons`."""
-
-    ALIGNED = "aligned"
-    AMBIGUOUS = "ambiguous"
-    DOUBTFUL = "doubtful"
-    FAILED = "failed"
-
-    def __str__(self) -> str:
-        return self.value
+__all__ = ["RegistrationResult", "Verdict", "rotation_angle", "strict_json"]
 
 
 @dataclass(eq=False)  # arrays have no single truth value: a result equals itself alone
@@ -105,20 +92,3 @@ def rotation_angle(rotation: NDArray[np.float64]) -> float:
     r = rotation / scale
     sine = np.linalg.norm([r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]])
     return float(np.arctan2(sine, np.trace(r) - 1))
-
-
-def strict_json(value: Any, **options: Any) -> str:
-    """JSON of nested mappings, sequences, arrays and enums; numbers that JSON cannot say become null."""
-    return json.dumps(_plain(value), allow_nan=False, **options)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (np.ndarray, np.generic)):
-        return _plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
