@@ -1,6 +1,7 @@
 """Point cloud registration that says when it can be trusted, and Deep Loss Convexification."""
 
 from dlc_reg import manifold, ops
+from dlc_reg.alignment import AlignmentResult, align_images
 from dlc_reg.api import RegistrationResult, Verdict, register
 from dlc_reg.convexify import ConvexifiedLoss, basin_radius, landscape, star_violation
 from dlc_reg.errors import InputError
@@ -11,6 +12,7 @@ from dlc_reg.registration.learned.weights import load_model
 __version__ = "0.1.0"
 
 __all__ = [
+    "AlignmentResult",
     "ConvexifiedLoss",
     "InputError",
     "PointCloud",
@@ -19,6 +21,7 @@ __all__ = [
     "Status",
     "Termination",
     "Verdict",
+    "align_images",
     "basin_radius",
     "iterate",
     "landscape",

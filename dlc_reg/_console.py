@@ -87,7 +87,13 @@ SUFFIXES = {
 }
 
 
-def check_outputs(outputs: Mapping[str, Path], inputs: Sequence[Path], *, overwrite: bool) -> None:
+def check_outputs(
+    outputs: Mapping[str, Path],
+    inputs: Sequence[Path],
+    *,
+    overwrite: bool,
+    suffixes: Mapping[str, tuple[str, ...]] = SUFFIXES,
+) -> None:
     """Raises `InputError` for a path that could not be written once the work is done, or must not be."""
     if "--report" in outputs or "--plot" in outputs:
         from dlc_reg.report import require_viz
@@ -100,8 +106,8 @@ def check_outputs(outputs: Mapping[str, Path], inputs: Sequence[Path], *, overwr
     seen: dict[Path, str] = {}
     for option, path in outputs.items():
         shown = f"'{path}'"
-        if path.suffix.lower() not in SUFFIXES[option]:
-            raise InputError(option, shown, "a name that ends in " + " ".join(SUFFIXES[option]))
+        if path.suffix.lower() not in suffixes[option]:
+            raise InputError(option, shown, "a name that ends in " + " ".join(suffixes[option]))
         if not path.parent.is_dir():
             raise InputError(option, shown, f"a folder that exists; make '{path.parent}' first")
         if path.is_dir() or not os.access(path.parent, os.W_OK):

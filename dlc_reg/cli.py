@@ -21,6 +21,7 @@ import numpy as np
 import dlc_reg
 from dlc_reg import _console as console
 from dlc_reg import io, ops
+from dlc_reg._align_command import command as align_command
 from dlc_reg._evaluate_command import command as evaluate_command
 from dlc_reg._report_page import matrix_text, number, rotation_axis, total_seconds, versions
 from dlc_reg.api import METHODS
@@ -29,7 +30,7 @@ from dlc_reg.geometry import PointCloud, apply_transform
 from dlc_reg.registration.result import RegistrationResult, Verdict, rotation_angle, strict_json
 from dlc_reg.report import headline
 
-EXTRAS = {"open3d": ("open3d",), "viz": ("plotly", "matplotlib"), "las": ("laspy", "lazrs")}
+EXTRAS = {"open3d": ("open3d",), "viz": ("plotly", "matplotlib"), "las": ("laspy", "lazrs"), "images": ("pillow",)}
 LENGTHS = ("voxel_size", "max_correspondence_distance")
 FILE = click.Path(path_type=Path)
 
@@ -368,6 +369,7 @@ def _samples() -> Path:
     )
 
 
+main.add_command(align_command)
 main.add_command(evaluate_command)
 
 if __name__ == "__main__":

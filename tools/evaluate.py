@@ -1,11 +1,16 @@
 """Figures of registration on data with known poses.
 
     python tools/evaluate.py scenes FRAGMENTS.npz [--pairs 100] [--seed 0] [--viewpoints] [--num-threads 1]
+    python tools/evaluate.py images --data PICTURES.npz [--method M ...] [--weights W ...] [--published GoogleMap]
     python tools/evaluate.py modelnet40 --data SHAPES.npz --protocol P --method M ... [--weights W ...] [--out DIR]
 
 scenes: recall and trust of `dlc_reg.register` on fragments of scenes; the file's format is in `fragments.py`. Two
 recalls: rotation within 15 degrees and translation within 0.3 m; and Redwood's RMSE below 0.2 m. A wrong answer that is
 called aligned is gross beyond 15 degrees or 1 m, else near.
+
+images: shares of image pairs by corner error; see `images --help`.
+
+sequences: recurrent networks on held-out sequences; see `sequences --help`.
 
 modelnet40: `dlc-reg evaluate` under another name: the field's table on pairs that a protocol makes of shapes.
 """
@@ -17,6 +22,8 @@ import platform
 import statistics
 import time
 
+import evaluate_images
+import evaluate_sequences
 import numpy as np
 import torch
 from fragments import BENCHMARKS, Fragments
@@ -30,6 +37,8 @@ from dlc_reg.metrics import redwood_rmse, rotation_error, translation_error
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True)
+    kinds.add_parser("images", add_help=False, help="see `images --help`")
+    kinds.add_parser("sequences", add_help=False, help="see `sequences --help`")
     kinds.add_parser("modelnet40", add_help=False, help="see `modelnet40 --help`")
     scenes_parser = kinds.add_parser("scenes")
     scenes_parser.add_argument("data")
@@ -40,6 +49,10 @@ def main() -> None:
     options, rest = parser.parse_known_args()
     if options.kind == "modelnet40":
         dlc_reg_command(["evaluate", *rest], prog_name="dlc-reg")
+    elif options.kind == "images":
+        evaluate_images.main(rest)
+    elif options.kind == "sequences":
+        evaluate_sequences.main(rest)
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     else:
