@@ -100,14 +100,14 @@ class Sequences:
     def take(self, rows: Array) -> Sequences:
         return Sequences(self.values[rows], self.target[rows], self.split[rows], self.classes, self.title)
 
-    def halves(self) -> tuple[Sequences, Sequences]:
-        """Those to train and to validate on; where none have the split "val", every tenth of "train" validates."""
+    def halves(self) -> tuple[Sequences | None, Sequences]:
+        """Those to train on, if any, and to validate on; where none have the split "val", every tenth of "train" validates."""
         training, validating = (np.flatnonzero(self.split == name) for name in ("train", "val"))
         if not len(validating):
             validating, training = training[::10], np.delete(training, np.s_[::10])
         if not len(validating):
             raise InputError("split", "no sequence of 'val' or 'train'", "some to validate on")
-        return self.take(training) if len(training) else self.take(validating[:0]), self.take(validating)
+        return self.take(training) if len(training) else None, self.take(validating)
 
 
 @dataclass(frozen=True)

@@ -255,7 +255,7 @@ class SequencesTask:
             raise InputError("network.inputs, outputs", given, wanted)
         if recipe.data.generate:
             return Adding(data.values.shape[1], recipe.seed), held_out
-        if not len(training):
+        if training is None:
             raise InputError("data.generate", "false, and no sequence of 'train'", "true, or data to train on")
         return Items(training, recipe.seed, order=recipe.data.order, length=recipe.data.length), held_out
 

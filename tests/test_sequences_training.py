@@ -270,6 +270,12 @@ def test_adding_is_prepared_for_holding_out_alone(tmp_path):
     made = Sequences.load(tmp_path / "a.npz")
     assert made.values.shape == (2000, 20, 2) and set(made.split) == {"val", "test"} and made.outputs == 1
     assert np.allclose((made.values[..., 0] * made.values[..., 1]).sum(1), made.target, atol=1e-6)
+    small = {"steps": 2, "batch": 4}
+    table = {"network": {"inputs": 2, "outputs": 1}, "data": {"order": "stored"}, "optimizer": small}
+    with pytest.raises(InputError, match=r"data\.generate"):
+        train(recipe(**table), made, tmp_path / "run", device="cpu")
+    table["data"]["generate"] = True
+    assert train(recipe(**table), made, tmp_path / "run", device="cpu").figures["loss"] > 0
 
 
 @pytest.mark.shared
