@@ -101,7 +101,7 @@ class Sequences:
         return Sequences(self.values[rows], self.target[rows], self.split[rows], self.classes, self.title)
 
     def halves(self) -> tuple[Sequences | None, Sequences]:
-        """Those to train on, if any, and to validate on; where none have the split "val", every tenth of "train" validates."""
+        """Those to train on, if any, and to validate on: the split "val", or else every tenth of "train"."""
         training, validating = (np.flatnonzero(self.split == name) for name in ("train", "val"))
         if not len(validating):
             validating, training = training[::10], np.delete(training, np.s_[::10])
