@@ -106,6 +106,20 @@ def level_of(
     )
 
 
+def thinned(level: Level, size: Size, stride: int) -> Level:
+    """The same with every so manieth pixel of a template of this size, along x and y."""
+    device = level.points.device
+    rows = torch.arange(size[0] * size[1], device=device).reshape(size)[::stride, ::stride].flatten()
+    return level._replace(
+        template=level.template[:, rows],
+        weight=level.weight[:, rows],
+        points=level.points[rows],
+        slope=level.slope[:, rows],
+        curvature=level.curvature[:, rows],
+        powers=level.powers[rows],
+    )
+
+
 def coarser(scale: int) -> Tensor:
     """(3, 3): pixels of the image -> pixels of a map, each of which stands for scale x scale of them."""
     shift = (1 / scale - 1) / 2

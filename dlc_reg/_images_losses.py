@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlc_reg._alignment_objective import ImageAlignment, Level, level_of, motion
+from dlc_reg._alignment_objective import ImageAlignment, Level, level_of, motion, thinned
 from dlc_reg._image_pairs import ImageBatch
 from dlc_reg._images_recipe import ConvexifyImages, ImageRecipe
 from dlc_reg._rays import Neighbourhood
@@ -61,14 +61,18 @@ def label_loss(omega: Tensor, estimate: Tensor) -> Tensor:
     return corner_loss(estimate.expand_as(omega), omega)
 
 
-def encode_pairs(encoder: FeatureEncoder, batch: ImageBatch) -> Encoded:
-    """The template, which is the pair's source, becomes the objective's target, for it lies inside the input."""
+def encode_pairs(encoder: FeatureEncoder, batch: ImageBatch, stride: int = 1) -> Encoded:
+    """The template, which is the pair's source, becomes the objective's target, for it lies inside the input.
+
+    `stride`: at the finest level only every so manieth pixel of the template counts, along x and y.
+    """
     template, whole = encoder(batch.source, 0), encoder(batch.target, 1)
     sizes = [(image.shape[-2], image.shape[-1]) for image in (batch.target, batch.source)]
     levels = []
     for k in range(LEVELS):
         masks = [torch.ones_like(maps[:, :1]) for maps in (whole[k], template[k])]
         levels.append(level_of(whole[k], template[k], (sizes[0], sizes[1]), 1 << k, (masks[0], masks[1])))
+    levels[0] = thinned(levels[0], (template[0].shape[-2], template[0].shape[-1]), stride)
     back = torch.linalg.inv(normaliser(sizes[0], device=batch.truth.device))
     truth = normaliser(sizes[1], device=batch.truth.device) @ torch.linalg.inv(batch.truth) @ back
     return Encoded(levels, (truth / torch.linalg.det(truth)[:, None, None] ** (1 / 3)).to(batch.source))
@@ -154,7 +158,7 @@ class ImageLosses(Losses):
     def encode(self, batch: ImageBatch) -> Encoded:
         half, device = self.recipe.optimizer.precision == "bf16", batch.source.device.type
         with torch.autocast(device, torch.bfloat16, enabled=half):
-            maps = encode_pairs(self.network, batch)
+            maps = encode_pairs(self.network, batch, self.recipe.loss.stride)
         return maps
 
     def term(self, name: str, encoded: Encoded, batch: Any, draw: Draw) -> tuple[Tensor, dict[str, float]]:

@@ -47,9 +47,10 @@ class ImageLoss:
     unrolled: float = 1.0
     unrolled_steps: int = 3
     start_reach: Triple = (0.0625, 0.25, 0.5)  # about the truth
+    stride: int = 2  # every so manieth pixel of the finest template counts, along x and y
 
     def __post_init__(self) -> None:
-        at_least("loss", self, contrastive=0, unrolled=0, negatives=1, unrolled_steps=1)
+        at_least("loss", self, contrastive=0, unrolled=0, negatives=1, unrolled_steps=1, stride=1)
         _check("loss", self, "negative_reach", "start_reach")
         if not self.temperature > 0:
             raise InputError("loss.temperature", str(self.temperature), "a number above 0")

@@ -10,7 +10,7 @@ import torch
 from pictures import perturbed, picture
 from torch.nn import functional
 
-from dlc_reg._alignment_objective import VOID, ImageAlignment, coarser, level_of, motion, standardised
+from dlc_reg._alignment_objective import VOID, ImageAlignment, coarser, level_of, motion, standardised, thinned
 from dlc_reg._alignment_search import similarities, translations
 from dlc_reg._warping import (
     corner_error,
@@ -185,6 +185,19 @@ def test_lead_dimensions_are_the_same_values_in_one_call():
     values = ImageAlignment().value(poses, both)
     for k in range(3):
         torch.testing.assert_close(ImageAlignment().value(poses[k], both), values[k])
+
+
+def test_thinning_leaves_pixels_out():
+    data, truth = as_template()
+    thin = thinned(data, (48, 56), 2)
+    residual, weight = ImageAlignment().residual(truth, data)
+    expected = residual.reshape(1, 48, 56, 1)[:, ::2, ::2].flatten(1, 2)
+    torch.testing.assert_close(ImageAlignment().residual(truth, thin)[0], expected)
+    assert thin.powers.shape == (24 * 28, 6) and weight.shape == (1, 48 * 56)
+    hessian = ImageAlignment().linearize(truth, thin)[0]
+    assert (
+        functional.cosine_similarity(hessian.flatten(), ImageAlignment().linearize(truth, data)[0].flatten(), 0) > 0.9
+    )
 
 
 def test_convexified_loss_takes_it_as_it_is():
