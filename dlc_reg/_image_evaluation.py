@@ -128,7 +128,7 @@ PEERS: dict[str, ImageMethod] = {"middle": middle, "ecc": ecc, "sift": sift}
 
 
 def image_method(name: str) -> ImageMethod:
-    """middle, ecc or sift (OpenCV); gradients, signed or intensity (ours); or ours with a file of weights."""
+    """middle, ecc or sift (OpenCV); auto, gradients, signed or intensity (ours); or ours with a file of weights."""
     if name in ("ecc", "sift"):
         try:
             _opencv()
@@ -136,7 +136,7 @@ def image_method(name: str) -> ImageMethod:
             raise InputError("method", name, "OpenCV: pip install opencv-python-headless") from None
     if name in PEERS:
         return PEERS[name]
-    features = name if name in METHODS else name.removeprefix("learned:")
+    features = name if name in METHODS or name == "auto" else name.removeprefix("learned:")
 
     def ours(source: Image, target: Image) -> Answer:
         result = align_images(source, target, method=features)
@@ -150,8 +150,8 @@ def installed() -> list[str]:
     try:
         _opencv()
     except ImportError:
-        return ["middle", *METHODS]
-    return [*PEERS, *METHODS]
+        return ["middle", "auto", *METHODS]
+    return [*PEERS, "auto", *METHODS]
 
 
 def evaluate_images(

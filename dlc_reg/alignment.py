@@ -52,6 +52,8 @@ METHODS: dict[str, Any] = {
     "signed": lambda: Gradients(directions=2, signed=True),
     "intensity": Intensity,
 }
+AUTO = ("signed", "gradients")  # the second where the first cannot be trusted
+_TRUST = {Verdict.FAILED: 0, Verdict.DOUBTFUL: 1, Verdict.ALIGNED: 2}
 SHIFTS = ((0.0, 0.0), (0.3, 0.0), (-0.3, 0.0), (0.0, 0.3), (0.0, -0.3))  # starts about `init`, of half the side
 
 
@@ -74,9 +76,9 @@ def align_images(
         source, target: paths, Pillow's images, NumPy arrays (H, W) or (H, W, C), tensors (C, H, W) too; grey or colour,
             of any integer or float type; an alpha channel is a mask. They may be of different size and kind.
         init: (3, 3), source pixel centres into the target's, to start from in place of the search.
-        method: "gradients", directions of edges, for images of one kind or of several; "signed", the same with their
-            sign, for images of one kind; "intensity", the pixels themselves; a file of weights, or a network. "auto"
-            is "gradients".
+        method: "signed", directions of edges, for images of one kind; "gradients", the same without their sign, for
+            images of several kinds; "intensity", the pixels themselves; a file of weights, or a network. "auto" is
+            "signed", and "gradients" where the answer of that cannot be trusted.
         source_mask, target_mask: bool (H, W), True where there is an image.
         max_rotation_deg, max_scale: how far the search goes either way, for pixels of both images of one size.
         max_size: longer images are looked at no finer than this many pixels a side.
@@ -87,30 +89,48 @@ def align_images(
     """
     began = time.perf_counter()
     pictures = read_picture(source, source_mask, "source"), read_picture(target, target_mask, "target")
-    features = _features(method).to(device or "cpu").eval()
     start = None if init is None else _checked(init, pictures[0])
     _check_limits(max_rotation_deg, max_scale, max_size)
     sides = Sides.of(*pictures, device or "cpu")
+    limits = (max_rotation_deg, max_scale)
+    results: list[AlignmentResult] = []
+    for name in AUTO if method == "auto" else (method,):
+        features = _features(name).to(device or "cpu").eval()
+        results.append(_align(pictures, sides, features, start, limits, max_size))
+        results[-1].settings["method"] = name if isinstance(name, str) else type(name).__name__
+        if results[-1].verdict is Verdict.ALIGNED:
+            break
+    best = max(results, key=lambda result: (_TRUST[result.verdict], -result.evidence["energy"]))
+    best.settings["tried"] = [result.settings["method"] for result in results]
+    best.timings["total"] = time.perf_counter() - began
+    return best
+
+
+def _align(
+    pictures: tuple[Picture, Picture],
+    sides: Sides,
+    features: nn.Module,
+    start: Tensor | None,
+    limits: tuple[float, float],
+    longest: int,
+) -> AlignmentResult:
+    """The answer that one kind of features gives."""
     # the smaller image is the template: it is the one that is likely to lie inside the other
-    forward = np.prod(pictures[1].size) <= np.prod(pictures[0].size)
+    forward = bool(np.prod(pictures[1].size) <= np.prod(pictures[0].size))
     sides = sides if forward else sides.swapped()
-    timings = {"reading": time.perf_counter() - began}
+    begun = start if forward or start is None else torch.linalg.inv(start)
     with torch.no_grad():
-        found, evidence, spent = _solve(sides, features, start if forward or start is None else torch.linalg.inv(start),
-                                        (max_rotation_deg, max_scale), max_size)  # fmt: skip
-    omega = found.omega[0].double().cpu()
+        found, evidence, spent = _solve(sides, features, begun, limits, longest)
     places = tuple(place.cpu() for place in sides.places)
-    pixels = torch.linalg.inv(places[1]) @ omega @ places[0]
+    pixels = torch.linalg.inv(places[1]) @ found.omega[0].double().cpu() @ places[0]
     homography = (pixels if forward else torch.linalg.inv(pixels)).numpy()
-    size = pictures[0].size
-    verdict, reasons = judge(homography, size, evidence)
+    verdict, reasons = judge(homography, pictures[0].size, evidence)
     settings = {
-        "method": method if isinstance(method, str) else type(method).__name__,
         "template": "target" if forward else "source",
         "init": start is not None,
-        "max_rotation_deg": max_rotation_deg,
-        "max_scale": max_scale,
-        "halvings": dict(zip(("search", "finest"), sides.shrinks(max_size), strict=True)),
+        "max_rotation_deg": limits[0],
+        "max_scale": limits[1],
+        "halvings": dict(zip(("search", "finest"), sides.shrinks(longest), strict=True)),
     }
     return AlignmentResult(
         homography / homography[2, 2],
@@ -120,7 +140,7 @@ def align_images(
         evidence,
         found.history,
         settings,
-        {**timings, **spent, "total": time.perf_counter() - began},
+        spent,
         (pictures[0].pixels, pictures[1].pixels),
     )
 
@@ -158,6 +178,7 @@ def _solve(
     back = descend(mirrored, torch.linalg.inv(found.omega), (1,), (8,), "backward")
     evidence = {
         "correlation": correlation(found.omega, level),
+        "energy": float(found.value[0]),
         "gap": gap,
         "overlap": float(found.overlap[0]),
         "backward": _disagreement(sides, found.omega[0], torch.linalg.inv(back.omega[0])),
@@ -182,8 +203,6 @@ def save_features(path: str | Path, network: FeatureEncoder, card: dict[str, Any
 def _features(method: str | nn.Module) -> nn.Module:
     if isinstance(method, nn.Module):
         return method
-    if method == "auto":
-        return Gradients()
     if method in METHODS:
         features: nn.Module = METHODS[method]()
         return features

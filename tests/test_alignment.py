@@ -52,7 +52,9 @@ def test_the_other_way_round_is_the_inverse(pair):
 
 def test_a_negative_is_the_same_edges(pair):
     source, target, truth = pair
-    assert error(align_images(-source, target), truth) < 0.5
+    result = align_images(-source, target)
+    assert error(result, truth) < 0.5
+    assert result.settings["method"] == "gradients" and result.settings["tried"] == ["signed", "gradients"]
 
 
 def test_init_is_the_start(pair):

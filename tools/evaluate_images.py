@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="evaluate.py images", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="an npz that datasets/images.py prepared")
     parser.add_argument("--split", choices=["train", "val", "test"], default="val")
-    parser.add_argument("--method", action="append", default=[], help="middle, ecc, sift, gradients, signed, intensity")
+    parser.add_argument("--method", action="append", default=[], help="middle, ecc, sift, auto, gradients, ...")
     parser.add_argument("--weights", action="append", default=[], help="of learned features: a file")
     parser.add_argument("--pairs", type=int, help="default: one a picture")
     parser.add_argument("--seed", type=int, default=0)
