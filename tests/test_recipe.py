@@ -60,5 +60,5 @@ def test_a_missing_recipe_and_a_bad_setting_are_errors(tmp_path):
 
 @pytest.mark.parametrize("task", ["poetry", 3])
 def test_a_task_that_no_head_has_is_refused(task):
-    with pytest.raises(InputError, match="task.*registration"):
+    with pytest.raises(InputError, match=r"task.*registration"):
         make_recipe({"task": task})
