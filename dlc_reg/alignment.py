@@ -28,6 +28,7 @@ from dlc_reg._warping import corner_error, corners, homography_from_corners, in_
 from dlc_reg.errors import InputError
 from dlc_reg.networks.files import load_network, save_network
 from dlc_reg.networks.images import FeatureEncoder, Gradients, Intensity
+from dlc_reg.ops._threads import one_thread
 
 __all__ = [
     "ARCHITECTURES",
@@ -119,7 +120,7 @@ def _align(
     forward = bool(np.prod(pictures[1].size) <= np.prod(pictures[0].size))
     sides = sides if forward else sides.swapped()
     begun = start if forward or start is None else torch.linalg.inv(start)
-    with torch.no_grad():
+    with one_thread(), torch.no_grad():
         found, evidence, spent = _solve(sides, features, begun, limits, longest)
     places = tuple(place.cpu() for place in sides.places)
     pixels = torch.linalg.inv(places[1]) @ found.omega[0].double().cpu() @ places[0]

@@ -14,6 +14,8 @@ import pytest
 import torch
 from conftest import ROOT
 
+import dlc_reg
+
 FOLDER = ROOT / "benchmarks"
 SCRIPTS = {
     "nearest": ["--sizes", "300", "--only", "[us]*near, *"],
@@ -36,9 +38,9 @@ def _importable(monkeypatch):
 
 
 def execute(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    where = str(Path(dlc_reg.__file__).parent.parent)  # of the package under test, installed or not
     command = [sys.executable, str(FOLDER / f"{script}.py"), *arguments]
-    return subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=os.environ | {"PYTHONPATH": where}, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import dlc_reg
 from dlc_reg import _core
 from dlc_reg.ops import _cuda
 
@@ -41,7 +43,7 @@ def test_the_state_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(not _core.CUDA_BUILT or _core.CUDA_EMULATED, reason="a build without CUDA kernels")
-def test_without_a_device_the_module_works_and_says_so() -> None:
+def test_without_a_device_the_module_works_and_says_so(tmp_path: Path) -> None:
     code = """
 import torch
 from dlc_reg import _core, ops
@@ -54,6 +56,8 @@ try:
 except RuntimeError as error:
     print(error)
 """
-    environment = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    where = str(Path(dlc_reg.__file__).parent.parent)  # of the package under test, installed or not
+    environment = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": where}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "no CUDA device" in done.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import click
@@ -40,6 +41,8 @@ def test_python_blocks_run(document, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
     execute(document.read_text(encoding="utf-8"), str(document.relative_to(ROOT)))
+    if "matplotlib.pyplot" in sys.modules:  # figures that a page draws would be there for other tests
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 def test_a_wrong_block_would_be_noticed():

@@ -152,7 +152,7 @@ def test_processes_share_rays_and_starts():
 
 
 def test_a_run_learns_resumes_and_is_written(tmp_path):
-    chosen = recipe(network={"head": "mlp"}, dlc="energy", optimizer={"steps": 30}, validation={"every": 15})
+    chosen = recipe(network={"head": "mlp"}, dlc="energy", optimizer={"steps": 60}, validation={"every": 30})
     trained = train(chosen, images(), tmp_path / "a", device="cpu")
     assert trained.figures["success"] > 0.7 and set(trained.costs) == {"forward", "step", "task", "dlc"}
     train(chosen, images(), tmp_path / "b", device="cpu", stop_at=11)

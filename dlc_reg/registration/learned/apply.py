@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from dlc_reg import ops
+from dlc_reg.ops._threads import one_thread
 from dlc_reg.registration.assignment import polar_rotation
 from dlc_reg.registration.global_search import voxel_size_for
 from dlc_reg.registration.learned.frame import RegistrationNetwork
@@ -43,7 +42,7 @@ def estimate(model: RegistrationNetwork, source: Tensor, target: Tensor, start: 
     if not radius > 0:
         return start.double()
     inward, outward = (_similarity(c, radius) for c in centers)
-    with _one_thread(), torch.no_grad():
+    with one_thread(), torch.no_grad():
         init = torch.linalg.inv(outward) @ start.double() @ inward
         solution = model(*((offset / radius).float()[None] for offset in offsets), init=init.float()[None])
     pose = solution.omega[0].double()
@@ -57,17 +56,3 @@ def _similarity(center: Tensor, radius: float) -> Tensor:
     matrix = torch.eye(4, dtype=torch.float64) * radius
     matrix[:3, 3], matrix[3, 3] = center, 1.0
     return matrix
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Torch's sums depend on the number of its threads; the answer must not."""
-    threads = torch.get_num_threads()
-    if threads == 1:  # in the child of a fork too, where changing it touches a pool whose threads are gone
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
