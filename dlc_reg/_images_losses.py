@@ -9,7 +9,6 @@ along the tangent, d their displacements, so that lengths are pixels whatever th
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +17,11 @@ from torch import Tensor
 
 from dlc_reg._alignment_objective import ImageAlignment, Level, level_of, motion, thinned
 from dlc_reg._image_pairs import ImageBatch
-from dlc_reg._images_recipe import ConvexifyImages, ImageRecipe
+from dlc_reg._images_recipe import ImageRecipe
 from dlc_reg._rays import Neighbourhood
-from dlc_reg._terms import Draw, Losses
+from dlc_reg._terms import Draw, Losses, convexified_loss, later_weigh_more, shared_rays
 from dlc_reg._warping import normaliser, project
-from dlc_reg.convexify import ConvexifiedLoss, Learned, Star
+from dlc_reg.convexify import ConvexifiedLoss
 from dlc_reg.manifold import Homography
 from dlc_reg.networks.images import LEVELS, FeatureEncoder
 from dlc_reg.updates import GaussNewton
@@ -105,8 +104,7 @@ def trajectory(level: Level, start: Tensor, steps: int) -> Tensor:
 def unrolled(level: Level, truth: Tensor, reach: float, recipe: ImageRecipe, draw: Draw) -> Tensor:
     """The corner loss after each of a few steps; step k weighs k."""
     losses = corner_loss(trajectory(level, moved(truth, reach, draw), recipe.loss.unrolled_steps), truth).mean(-1)
-    weight = torch.arange(1, len(losses) + 1, device=losses.device, dtype=losses.dtype)
-    return (weight / weight.sum()) @ losses
+    return later_weigh_more(losses)
 
 
 @dataclass(frozen=True)
@@ -120,28 +118,6 @@ class CornerBox:
         return tangents_of(box) * (self.shortest + (1 - self.shortest) * near.uniform(count, 1))
 
 
-def convexified_loss(
-    objective: Callable[[Tensor, Any], Tensor], reach: float, settings: ConvexifyImages
-) -> ConvexifiedLoss:
-    """The recipe's table as one call, for one level."""
-    return ConvexifiedLoss(
-        objective,
-        MANIFOLD,
-        radius=reach,
-        samples=settings.samples,
-        both_signs=settings.both_signs,
-        mu=Learned(settings.mu) if settings.learn_mu else settings.mu,
-        rho=settings.rho,
-        sampler=CornerBox(settings.shortest),
-        aggregate=settings.aggregate,
-        terms=settings.terms,
-        fraction=Learned() if settings.learn_fraction else (settings.fractions[0], settings.fractions[-1]),
-        norm="radius",
-        task_weight=settings.task_weight,
-        check_finite=False,
-    )
-
-
 class ImageLosses(Losses):
     """The recipe's loss of an encoder. Figures of ConvexifiedLoss's own terms are called "dlc_..."."""
 
@@ -151,8 +127,13 @@ class ImageLosses(Losses):
         self.recipe = recipe
         objective = label_loss if recipe.dlc == "label" else OBJECTIVE.value
         levels = [k for k in range(LEVELS) if recipe.dlc != "none" and recipe.convexify.reach[k]]
+        settings = recipe.convexify
+        sampler = CornerBox(settings.shortest)
         self.convexified = torch.nn.ModuleDict(
-            {str(k): convexified_loss(objective, recipe.convexify.reach[k], recipe.convexify) for k in levels}
+            {
+                str(k): convexified_loss(objective, MANIFOLD, settings, radius=settings.reach[k], sampler=sampler)
+                for k in levels
+            }
         )
 
     def encode(self, batch: ImageBatch) -> Encoded:
@@ -185,9 +166,7 @@ class ImageLosses(Losses):
         for k, loss in self.convexified.items():
             assert isinstance(loss, ConvexifiedLoss)
             level, settings = encoded.levels[int(k)], self.recipe.loss
-            every = loss.draw(encoded.truth[:1].expand(draw.total, 3, 3), generator=draw.generator)
-            rows = slice(draw.begin, draw.end)
-            star = Star(encoded.truth, every.tangents[:, rows], every.fractions[:, rows])
+            star = shared_rays(loss, encoded.truth, draw)
             data: Any = level
             if self.recipe.dlc == "label":
                 start = moved(encoded.truth, settings.start_reach[int(k)] or 0.25, draw)

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from dlc_reg._around import Around
 from dlc_reg._registration_recipe import ConvexifyPoses, RegistrationRecipe
-from dlc_reg._terms import Draw, Losses
-from dlc_reg.convexify import Ambient, Ball, Box, ConvexifiedLoss, Learned, Sampler, Scaled, Star
+from dlc_reg._terms import Draw, Losses, convexified_loss, later_weigh_more, shared_rays
+from dlc_reg.convexify import Ambient, Ball, Box, ConvexifiedLoss, Sampler, Scaled
 from dlc_reg.errors import InputError
 from dlc_reg.manifold import SE3
 from dlc_reg.protocols import PairBatch
@@ -57,8 +57,7 @@ def unrolled(
 ) -> Tensor:
     """The pose loss after each of a few steps of the network's own update; step k weighs k."""
     losses = pose_loss(predict(network, encoded, around, recipe, draw), around.truth).mean(-1)
-    weight = torch.arange(1, len(losses) + 1, device=losses.device, dtype=losses.dtype)
-    return (weight / weight.sum()) @ losses
+    return later_weigh_more(losses)
 
 
 def predict(
@@ -85,7 +84,7 @@ class RegistrationLosses(Losses):
         self.convexified: ConvexifiedLoss | None = None
         if recipe.dlc != "none":
             objective = network.value if recipe.dlc == "energy" else _label_loss
-            self.convexified = convexified_loss(objective, recipe.convexify)
+            self.convexified = convexified(objective, recipe.convexify)
 
     def encode(self, batch: PairBatch) -> tuple[Any, Around]:
         """Features, in the recipe's precision, and the truths."""
@@ -113,9 +112,7 @@ class RegistrationLosses(Losses):
         data = encoded
         if self.recipe.dlc == "label":
             data = predict(self.network, encoded, around, self.recipe, draw)[-1]
-        every = self.convexified.draw(around.local[:1].expand(draw.total, 4, 4), generator=draw.generator)
-        rows = slice(draw.begin, draw.end)
-        star = Star(around.local, every.tangents[:, rows], every.fractions[:, rows])
+        star = shared_rays(self.convexified, around.local, draw)
         result = self.convexified(around.local, (data, around), star=star)
         return result.total, {f"dlc_{name}": value.item() for name, value in result.terms.items()}
 
@@ -130,26 +127,17 @@ def _label_loss(omega: Tensor, estimate: Tensor) -> Tensor:
     return pose_loss(estimate, omega)
 
 
-def convexified_loss(objective: Callable[[Tensor, Any], Tensor], settings: ConvexifyPoses) -> ConvexifiedLoss:
+def convexified(objective: Callable[[Tensor, Any], Tensor], settings: ConvexifyPoses) -> ConvexifiedLoss:
     """The recipe's table as one call."""
     turn, move = math.radians(settings.radius_deg), settings.radius_translation
     entries = settings.space == "entries"
     reach = [settings.radius_entries] * 9 + [move] * 3 if entries else [turn] * 3 + [move] * 3
     sampler: Sampler = Box() if entries else Ball((3, 3))
-    low, high = settings.fractions[0], settings.fractions[-1]
-    return ConvexifiedLoss(
+    return convexified_loss(
         _local(objective),
         Ambient((4, 4), ENTRIES) if entries else SE3(),
+        settings,
         radius=reach,
-        samples=settings.samples,
-        both_signs=settings.both_signs,
-        mu=Learned(settings.mu) if settings.learn_mu else settings.mu,
-        rho=settings.rho,
         sampler=Scaled(sampler, settings.shortest) if settings.shortest < 1 else sampler,
-        aggregate=settings.aggregate,
-        terms=settings.terms,
-        fraction=Learned() if settings.learn_fraction else (low, high),
         norm="tangent" if entries else "radius",
-        task_weight=settings.task_weight,
-        check_finite=False,
     )

@@ -19,8 +19,8 @@ from torch.utils.data import Dataset
 
 from dlc_reg._recipe import Convexify, Recipe, Validation, at_least
 from dlc_reg._sequences_data import Adding, Item, Items, Order, SequenceBatch, Sequences, collate
-from dlc_reg._terms import Draw, Losses
-from dlc_reg.convexify import Ball, ConvexifiedLoss, Learned, Sampler, Scaled, SoftmaxNoise, Star
+from dlc_reg._terms import Draw, Losses, convexified_loss, later_weigh_more, shared_rays
+from dlc_reg.convexify import Ball, ConvexifiedLoss, Sampler, Scaled, SoftmaxNoise
 from dlc_reg.errors import InputError
 from dlc_reg.networks.files import save_network
 from dlc_reg.sequence import ARCHITECTURES, RecurrentNetwork, SequenceModel
@@ -108,7 +108,15 @@ class SequenceLosses(Losses):
         self.convexified: ConvexifiedLoss | None = None
         if recipe.dlc != "none":
             objective = network.value if recipe.dlc == "energy" else self._label_loss
-            self.convexified = convexified_loss(objective, network, recipe.convexify)
+            settings = recipe.convexify
+            sampler: Sampler = Ball() if settings.sampler == "ball" else SoftmaxNoise()
+            self.convexified = convexified_loss(
+                objective,
+                network.manifold,
+                settings,
+                radius=settings.radius,
+                sampler=Scaled(sampler, settings.shortest) if settings.shortest < 1 else sampler,
+            )
 
     def encode(self, batch: SequenceBatch) -> Any:
         half = self.recipe.optimizer.precision == "bf16"
@@ -133,8 +141,7 @@ class SequenceLosses(Losses):
             truth = (1 - settings.smoothing) * truth + settings.smoothing / truth.shape[-1]
         reached = self._descent(encoded, batch, draw)
         losses = task_loss(self.network, reached, truth, batch.classes, settings.margin).mean(-1)
-        weight = torch.arange(1, len(losses) + 1, device=losses.device, dtype=losses.dtype)
-        return (weight / weight.sum()) @ losses
+        return later_weigh_more(losses)
 
     def _descent(self, encoded: Any, batch: SequenceBatch, draw: Draw) -> Tensor:
         start = torch.zeros_like(batch.truth)
@@ -156,10 +163,7 @@ class SequenceLosses(Losses):
         data = encoded
         if self.recipe.dlc == "label":
             data = (self._descent(encoded, batch, draw)[-1], batch.classes)
-        every = batch.truth.new_zeros(draw.total, batch.truth.shape[-1])
-        every[draw.begin : draw.end] = batch.truth
-        rays, rows = self.convexified.draw(every, generator=draw.generator), slice(draw.begin, draw.end)
-        star = Star(batch.truth, rays.tangents[:, rows], rays.fractions[:, rows])
+        star = shared_rays(self.convexified, batch.truth, draw)
         result = self.convexified(batch.truth, data, star=star)
         return result.total, {f"dlc_{name}": value.item() for name, value in result.terms.items()}
 
@@ -172,27 +176,6 @@ def _inside(draw: Draw, like: Tensor, *lead: int) -> Tensor:
     """(*lead, B, C): in every direction, lengths uniform up to one."""
     directions = draw.directions(*lead, dimensions=like.shape[-1])
     return (draw.uniform(*lead)[..., None] * directions).to(like)
-
-
-def convexified_loss(objective: Any, network: SequenceModel, settings: ConvexifyPredictions) -> ConvexifiedLoss:
-    """The recipe's table as one call."""
-    sampler: Sampler = Ball() if settings.sampler == "ball" else SoftmaxNoise()
-    return ConvexifiedLoss(
-        objective,
-        network.manifold,
-        radius=settings.radius,
-        samples=settings.samples,
-        both_signs=settings.both_signs,
-        mu=Learned(settings.mu) if settings.learn_mu else settings.mu,
-        rho=settings.rho,
-        sampler=Scaled(sampler, settings.shortest) if settings.shortest < 1 else sampler,
-        aggregate=settings.aggregate,
-        terms=settings.terms,
-        fraction=Learned() if settings.learn_fraction else (settings.fractions[0], settings.fractions[-1]),
-        norm="radius",
-        task_weight=settings.task_weight,
-        check_finite=False,
-    )
 
 
 def validate(

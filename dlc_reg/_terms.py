@@ -5,11 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from dlc_reg.convexify import ConvexifiedLoss, Learned, Sampler, Star
+
+if TYPE_CHECKING:
+    from dlc_reg._recipe import Convexify
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,49 @@ class Losses(nn.Module):
     def forward_pass(self, batch: Any) -> None:
         """The unit of cost: what the network computes for one look at a batch."""
         raise NotImplementedError
+
+
+def later_weigh_more(losses: Tensor) -> Tensor:
+    """The mean of the losses (K,) after each step of a descent; step k weighs k."""
+    weight = torch.arange(1, len(losses) + 1, device=losses.device, dtype=losses.dtype)
+    return (weight / weight.sum()) @ losses
+
+
+def convexified_loss(
+    objective: Callable[[Tensor, Any], Tensor],
+    manifold: Any,
+    settings: Convexify,
+    *,
+    radius: Any,
+    sampler: Sampler,
+    norm: Literal["radius", "tangent"] = "radius",
+) -> ConvexifiedLoss:
+    """A recipe's table as one call; how far rays reach, and which there are, is the head's."""
+    return ConvexifiedLoss(
+        objective,
+        manifold,
+        radius=radius,
+        samples=settings.samples,
+        both_signs=settings.both_signs,
+        mu=Learned(settings.mu) if settings.learn_mu else settings.mu,
+        rho=settings.rho,
+        sampler=sampler,
+        aggregate=settings.aggregate,
+        terms=settings.terms,
+        fraction=Learned() if settings.learn_fraction else (settings.fractions[0], settings.fractions[-1]),
+        norm=norm,
+        task_weight=settings.task_weight,
+        check_finite=False,
+    )
+
+
+def shared_rays(loss: ConvexifiedLoss, center: Tensor, draw: Draw) -> Star:
+    """Rays from `center` (rows, ...), drawn for the whole batch by every process, of which each takes its rows."""
+    every = center[:1].expand(draw.total, *center.shape[1:]).clone()
+    rows = slice(draw.begin, draw.end)
+    every[rows] = center
+    star = loss.draw(every, generator=draw.generator)
+    return Star(center, star.tangents[:, rows], star.fractions[:, rows])
 
 
 def term_costs(losses: Losses, batch: Any, draw: Draw, repeats: int = 3) -> dict[str, dict[str, float]]:
