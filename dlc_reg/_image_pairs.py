@@ -9,12 +9,10 @@ protocol of DLKFM and PRISE: a template of 128, corners off by up to 32 pixels e
 from __future__ import annotations
 
 import hashlib
-import zlib
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -25,6 +23,7 @@ from torch.utils.data import Dataset
 
 from dlc_reg._warping import corners, homography_from_corners, warp
 from dlc_reg.errors import InputError
+from dlc_reg.io import read_columns
 
 Array = NDArray[Any]
 
@@ -65,18 +64,8 @@ class Pictures:
     @classmethod
     def load(cls, path: str | Path) -> Pictures:
         """Reads the npz that `datasets/images.py` prepares. Nothing in the file is executed."""
-        names = [f.name for f in fields(cls)]
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                data = {key: file[key] for key in names if key in file.files}
-        except FileNotFoundError:
-            raise InputError("path", f"{path}, which does not exist", "what datasets/images.py prepared") from None
-        except (OSError, ValueError, EOFError, NotImplementedError, BadZipFile, zlib.error) as error:
-            raise InputError(
-                "path", f"{path} ({error})", "an npz of plain arrays, as datasets/images.py does"
-            ) from None
-        if missing := [key for key in names if key not in data and key != "partner"]:
-            raise InputError("path", f"{path} without {', '.join(missing)}", "what datasets/images.py prepared")
+        names = [f.name for f in fields(cls) if f.name != "partner"]
+        data = read_columns(path, names, "datasets/images.py", optional=("partner",))
         return cls(**{"partner": None, **data})
 
     def __len__(self) -> int:

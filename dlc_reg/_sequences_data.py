@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -18,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dlc_reg.errors import InputError
+from dlc_reg.io import read_columns
 
 Array = NDArray[Any]
 Order = Literal["stored", "rows", "pixels", "permuted"]
@@ -61,16 +60,7 @@ class Sequences:
     @classmethod
     def load(cls, path: str | Path) -> Sequences:
         """Reads an npz of plain arrays. Nothing in the file is executed."""
-        names = ("values", "target", "split", "classes", "title")
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                columns = {name: file[name] for name in names if name in file.files}
-        except FileNotFoundError:
-            raise InputError("path", f"{path}, which does not exist", "what datasets/sequences.py prepared") from None
-        except (OSError, ValueError, EOFError, NotImplementedError, BadZipFile, zlib.error) as error:
-            raise InputError("path", f"{path} ({error})", "an npz of plain arrays") from None
-        if missing := [name for name in names if name not in columns]:
-            raise InputError("path", f"{path} without {', '.join(missing)}", "what datasets/sequences.py prepared")
+        columns = read_columns(path, ("values", "target", "split", "classes", "title"), "datasets/sequences.py")
         values, target = columns["values"], columns["target"]
         values = values.astype(np.float32) if values.dtype.kind == "f" else values
         target = target.astype(np.int64 if target.dtype.kind in "iu" else np.float32)

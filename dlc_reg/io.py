@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-from collections.abc import Callable, Iterator
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -129,6 +131,26 @@ def write(
         raise InputError(argument, f"'{file}': {error.strerror or error}", remedy) from error
     except _LossError as error:
         raise InputError(argument, f"'{file}' for {error}", "a suffix that holds float64, such as .ply") from None
+
+
+def read_columns(
+    path: str | os.PathLike[str], names: Sequence[str], maker: str, *, optional: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The arrays of an npz that the script `maker` prepared, by name. Nothing in the file is executed.
+
+    Raises:
+        InputError: no such file, one that is damaged or holds objects, or one without an array that is not `optional`.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            columns = {name: file[name] for name in (*names, *optional) if name in file.files}
+    except FileNotFoundError:
+        raise InputError("path", f"{path}, which does not exist", f"a file that {maker} prepared") from None
+    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError("path", f"{path} ({error})", f"an npz of plain arrays, as {maker} prepared") from None
+    if missing := [name for name in names if name not in columns]:
+        raise InputError("path", f"{path} without {', '.join(missing)}", f"{', '.join(names)}, as {maker} prepared")
+    return columns
 
 
 @contextlib.contextmanager

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dlc_reg.errors import InputError
+from dlc_reg.io import read_columns
 
 Array = NDArray[Any]
 
@@ -59,16 +58,7 @@ class Shapes:
         Points may be of any float type, normals too or int8 (times 127). Nothing in the file is executed.
         """
         columns = ("points", "category", "name", "split")
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                data = {key: file[key] for key in (*columns, "normals") if key in file.files}
-        except FileNotFoundError:
-            raise InputError("path", f"{path}, which does not exist", "a file that datasets/*.py prepared") from None
-        except (OSError, ValueError, EOFError, NotImplementedError, BadZipFile, zlib.error) as error:
-            raise InputError("path", f"{path} ({error})", "an npz of plain arrays, as datasets/*.py prepare") from None
-        missing = [key for key in columns if key not in data]
-        if missing:
-            raise InputError("path", f"{path} without {', '.join(missing)}", "points, category, name and split")
+        data = read_columns(path, columns, "a script in datasets/", optional=("normals",))
         if data["points"].dtype.kind != "f":
             raise InputError("points", str(data["points"].dtype), "a float type")
         normals = data.get("normals")
