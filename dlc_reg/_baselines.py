@@ -22,6 +22,7 @@ from dlc_reg.registration.objectives import Objective, Pair, PointToPlane, Point
 Array = NDArray[Any]
 
 FAR, NEAR, STEPS = 1.0, 0.2, 100
+LONGEST = 4000  # iterations of ICP that runs to its end
 NORMALS_FROM = 20  # neighbours
 FEATURE_RADIUS, MATCH_DISTANCE = 0.3, 0.1  # of FPFH, and of the global methods of Open3D
 RESTARTS = 32
@@ -207,6 +208,15 @@ def polished(source: Array, target: Array, pose: Array) -> Array:
         return found
     distances = [ops.knn(a, b, num_threads=1)[0] for a, b in ((moved, target), (target, moved))]
     return found if min((d < 2 * spacing).mean() for d in distances) >= WHOLE else pose
+
+
+def icp_from(source: Array, target: Array, pose: Array) -> Array:
+    """Point-to-point ICP from `pose` to its end, correspondences up to `NEAR`: what DLC's authors run last."""
+    return _icp(PointCloud.from_any(source), PointCloud.from_any(target), PointToPoint(), pose, NEAR, LONGEST)
+
+
+REFINEMENTS: dict[str, Callable[[Array, Array, Array], Array]] = {"polish": polished, "icp": icp_from}
+"""Name -> function(source, target, pose), which a learned model's pose goes through."""
 
 
 def _pose(rotation: Array, translation: Array) -> Array:

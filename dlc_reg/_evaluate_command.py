@@ -13,6 +13,7 @@ from dlc_reg.evaluation import (
     BINS,
     FILES,
     METHODS,
+    REFINEMENTS,
     Method,
     OneByOne,
     about_weights,
@@ -27,7 +28,7 @@ from dlc_reg.protocols import PROTOCOLS, Shapes
 from dlc_reg.registration.learned.apply import SHIPPED
 
 FILE = click.Path(path_type=Path)
-NAMES = ", ".join([*METHODS, "register"])
+NAMES = ", ".join([*METHODS, "register", *(f"learned:WEIGHTS+{name}" for name in REFINEMENTS)])
 
 
 @click.command("evaluate", short_help="Compare methods on pairs of prepared shapes.")
@@ -41,6 +42,7 @@ NAMES = ", ".join([*METHODS, "register"])
     "--polish/--no-polish", default=True, show_default=True, help="Show each learned model with ICP after it, too."
 )
 @click.option("--iterations", type=click.IntRange(min=0), help="Of learned models; default: their own number.")
+@click.option("--passes", type=click.IntRange(min=1), help="Of learned models that encode the clouds anew in each.")
 @click.option("--device", default="cpu", show_default=True, help="Of learned models.")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True)
 @click.option("--categories", type=click.Choice(["all", "seen", "unseen"]), default="all", show_default=True)
@@ -91,7 +93,7 @@ def choose(options: dict[str, Any]) -> list[Method]:
         names = list(dict.fromkeys([*installed(), "register", *(n for n in names if n != "all")]))
     for weights in options["weights"]:
         names += [f"learned:{weights}"] + [f"learned:{weights}+polish"] * options["polish"]
-    learned = {"iterations": options["iterations"], "device": options["device"]}
+    learned = {key: options[key] for key in ("iterations", "passes", "device")}
     return [_registering() if name == "register" else method(name, **learned) for name in names]
 
 

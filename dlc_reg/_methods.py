@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dlc_reg._baselines import METHODS, polished
+from dlc_reg._baselines import METHODS, REFINEMENTS, polished
 from dlc_reg.errors import InputError
 from dlc_reg.protocols import stack_ragged
 from dlc_reg.registration.assignment import polar_rotation
@@ -83,10 +83,11 @@ class Learned:
 
 @dataclass(frozen=True, eq=False)
 class Polished:
-    """A method with symmetric ICP after it. An evaluation that has the method's poses already asks `after` alone."""
+    """A method with ICP after it. An evaluation that has the method's poses already asks `after` alone."""
 
     name: str
     method: Method
+    refine: Callable[[Array, Array, Array], Array] = polished
 
     @property
     def about(self) -> dict[str, Any]:
@@ -97,23 +98,26 @@ class Polished:
 
     def after(self, pairs: Sequence[Clouds], poses: Array) -> Array:
         """The method's poses (B, 4, 4), polished."""
-        return np.stack([polished(p.source, p.target, T) for p, T in zip(pairs, poses, strict=True)])
+        return np.stack([self.refine(p.source, p.target, T) for p, T in zip(pairs, poses, strict=True)])
 
 
-def method(name: str, *, iterations: int | None = None, device: str | torch.device = "cpu") -> Method:
-    """The method of this name: one of `METHODS`, or learned:WEIGHTS[+polish], of a file or a shipped name.
+def method(name: str, **options: Any) -> Method:
+    """The method of this name: one of `METHODS`, or learned:WEIGHTS of a file or a shipped name, which +polish or +icp
+    may follow, one of `REFINEMENTS`.
 
-    `iterations` and `device` are for learned ones.
+    `options` are `learned`'s, for learned ones.
 
     Raises:
         InputError: no such method, no such weights, or its library is not installed.
     """
     if name.startswith("learned:"):
-        plain = name.removesuffix("+polish")
-        found = learned(plain.removeprefix("learned:"), name=plain, iterations=iterations, device=device)
-        return found if plain == name else Polished(name, found)
+        plain, _, after = name.rpartition("+")
+        if after not in REFINEMENTS:
+            plain, after = name, ""
+        found = learned(plain.removeprefix("learned:"), name=plain, **options)
+        return Polished(name, found, REFINEMENTS[after]) if after else found
     if name not in METHODS:
-        raise InputError("method", repr(name), f"{', '.join(METHODS)}, or learned:WEIGHTS[+polish]")
+        raise InputError("method", repr(name), f"{', '.join(METHODS)}, or learned:WEIGHTS[+polish|+icp]")
     function, library = METHODS[name]
     about: dict[str, Any] = {}
     if library is not None:
@@ -125,11 +129,24 @@ def method(name: str, *, iterations: int | None = None, device: str | torch.devi
     return OneByOne(name, function, about)
 
 
-def learned(weights: str, *, name: str = "", **options: Any) -> Learned:
-    """The network of a weights file, or of a shipped name."""
+def learned(
+    weights: str,
+    *,
+    name: str = "",
+    iterations: int | None = None,
+    passes: int | None = None,
+    device: str | torch.device = "cpu",
+) -> Learned:
+    """The network of a weights file, or of a shipped name; `passes` replaces how often it encodes the clouds anew."""
+    from dlc_reg.registration.learned.passes import Repeated
     from dlc_reg.registration.learned.weights import load_model
 
-    return Learned(name or f"learned:{weights}", load_model(weights), about=about_weights(weights), **options)
+    network, about = load_model(weights), about_weights(weights)
+    if passes is not None:
+        if not isinstance(network, Repeated):
+            raise InputError("passes", f"{passes}, for {weights!r}, which encodes clouds once", "DCP, PRNet or RPM-Net")
+        network.passes, about["passes"] = passes, passes
+    return Learned(name or f"learned:{weights}", network, iterations, device, about)
 
 
 def about_weights(weights: str) -> dict[str, Any]:

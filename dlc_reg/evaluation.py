@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dlc_reg._baselines import METHODS
+from dlc_reg._baselines import METHODS, REFINEMENTS
 from dlc_reg._landscapes import basin_of, basin_radius, iterations_to_converge, slices, violation_curve, violation_rate
 from dlc_reg._methods import (
     TOGETHER,
@@ -52,6 +52,7 @@ __all__ = [
     "FILES",
     "METHODS",
     "PUBLISHED",
+    "REFINEMENTS",
     "Clouds",
     "Learned",
     "Method",

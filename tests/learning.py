@@ -1,4 +1,4 @@
-"""Shapes, a network of six parameters and a short recipe for the tests of training and evaluation."""
+"""Shapes, small networks and a short recipe for the tests of training and evaluation."""
 
 from __future__ import annotations
 
@@ -12,6 +12,21 @@ from dlc_reg.protocols import Shapes
 from dlc_reg.registration.assignment import Assignment, SoftAssignment
 from dlc_reg.registration.learned.frame import RegistrationNetwork
 from dlc_reg.training import Recipe, make_recipe
+
+POINTER = {"widths": (8, 16), "out": 16, "neighbours": 8, "heads": 2, "hidden": 16}
+SMALL = {
+    "pointnetlk": {"widths": (16, 32, 64)},
+    "dcp": POINTER,
+    "prnet": {**POINTER, "keypoints": 24, "temperature_widths": (8,)},
+    "rpmnet": {
+        "widths": (8, 16), "head": (16,), "out": 16, "neighbours": 12, "radius": 0.6,
+        "parameter_widths": (8, 16), "parameter_head": (8,),
+    },
+    "softicp": {
+        "width": 16, "out": 16, "heads": 2, "blocks": 1, "anchors": 16, "hypotheses": 0, "turns": 0,  # one start
+    },
+    "ranked": {"width": 8, "turns": 60, "refined": 8, "points": 32},
+}  # fmt: skip
 
 
 def block(rng: np.random.Generator, count: int, lengths: Any = (1.0, 0.7, 0.4), notch: Any = (0.45, 0.5, 0.6)) -> Any:

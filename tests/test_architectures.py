@@ -8,7 +8,7 @@ from itertools import groupby
 import numpy as np
 import pytest
 import torch
-from learning import block
+from learning import SMALL, block
 from scipy.spatial.transform import Rotation
 
 from dlc_reg._losses import pose_loss
@@ -19,20 +19,6 @@ from dlc_reg.registration.learned import ARCHITECTURES
 from dlc_reg.registration.learned.passes import _shares
 from dlc_reg.registration.learned.pointnetlk import PointNetLK
 
-POINTER = {"widths": (8, 16), "out": 16, "neighbours": 8, "heads": 2, "hidden": 16}
-SMALL = {
-    "pointnetlk": {"widths": (16, 32, 64)},
-    "dcp": POINTER,
-    "prnet": {**POINTER, "keypoints": 24, "temperature_widths": (8,)},
-    "rpmnet": {
-        "widths": (8, 16), "head": (16,), "out": 16, "neighbours": 12, "radius": 0.6,
-        "parameter_widths": (8, 16), "parameter_head": (8,),
-    },
-    "softicp": {
-        "width": 16, "out": 16, "heads": 2, "blocks": 1, "anchors": 16, "hypotheses": 0, "turns": 0,  # one start
-    },
-    "ranked": {"width": 8, "turns": 60, "refined": 8, "points": 32},
-}  # fmt: skip
 EVERY = pytest.mark.parametrize("name", SMALL)
 REPEATED = ("dcp", "prnet", "rpmnet")
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}

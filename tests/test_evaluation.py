@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from learning import Tiny, block, blocks
+from learning import SMALL, Tiny, block, blocks
 from scipy.spatial.transform import Rotation
 
 from dlc_reg import evaluation
@@ -18,8 +18,10 @@ from dlc_reg._baselines import polished, principal_axes
 from dlc_reg._methods import orthonormal
 from dlc_reg._tables import published
 from dlc_reg.errors import InputError
-from dlc_reg.evaluation import Clouds, Learned, OneByOne, Polished, evaluate, method
+from dlc_reg.evaluation import REFINEMENTS, Clouds, Learned, OneByOne, Polished, evaluate, method
 from dlc_reg.protocols import Pair, PairDataset, protocol
+from dlc_reg.registration.learned import ARCHITECTURES
+from dlc_reg.registration.learned.weights import save_model
 
 
 @pytest.fixture(autouse=True)
@@ -268,6 +270,25 @@ def test_the_polish_takes_a_far_step_only_where_the_clouds_then_lie_on_each_othe
     np.testing.assert_array_equal(polished(*plates, start), start)
     source, target, truth = pair_of_blocks(30.0, points=800)
     assert degrees_off(polished(source, target, truth @ pose(9.0, (1, 0, 0))), truth) < 0.6
+
+
+def test_icp_may_follow_a_learned_model_to_its_end():
+    """As DLC's authors have it: on the same points it is exact, from a pose that is not."""
+    source, _, truth = pair_of_blocks(30.0, points=800)
+    target = source @ truth[:3, :3].T + truth[:3, 3]
+    runner = method("learned:softicp+icp")
+    assert runner.name == "learned:softicp+icp" and degrees_off(runner([Clouds(source, target)])[0], truth) < 0.01
+    near = truth @ pose(4.0, (1, 0, 0))
+    assert degrees_off(REFINEMENTS["icp"](source, target, near), truth) < 0.01
+
+
+def test_passes_are_for_networks_that_have_them(tmp_path):
+    torch.manual_seed(0)
+    save_model(tmp_path / "dcp+small.safetensors", ARCHITECTURES["dcp"](**SMALL["dcp"]), {})
+    runner = method(f"learned:{tmp_path / 'dcp+small.safetensors'}", passes=4)
+    assert runner.network.passes == 4 and runner.about["passes"] == 4
+    with pytest.raises(InputError, match="passes"):
+        method("learned:softicp", passes=4)
 
 
 def test_a_method_is_not_run_again_for_its_polish(shapes):

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from learning import Tiny, blocks, recipe, tiny
+from learning import SMALL, Tiny, blocks, recipe, tiny
 
 from dlc_reg import _losses
 from dlc_reg._around import Around
@@ -17,6 +17,7 @@ from dlc_reg.errors import InputError
 from dlc_reg.manifold import SE3
 from dlc_reg.metrics import rotation_error
 from dlc_reg.protocols import PairBatch, PairDataset, collate
+from dlc_reg.registration.learned import ARCHITECTURES
 
 
 @pytest.fixture(autouse=True)
@@ -147,3 +148,21 @@ def test_on_the_label_side_the_chord_has_no_gradient_to_the_network_where_the_la
     total, _ = _losses.RegistrationLosses(network, with_minimum)(batch, draw(4))
     total.backward()
     assert network.log_beta.grad.abs() > 1e-3
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_architecture_trains_with_either_side_and_without_by_one_flag(name):
+    """One step changes the network, and the hinges are in the loss exactly where the flag asks for them."""
+    pairs = PairDataset(blocks(), recipe().data.make(), 0, 4)
+    batch = collate([pairs[i] for i in range(4)])
+    for side in ("none", "label", "energy"):
+        torch.manual_seed(0)
+        network = ARCHITECTURES[name](**SMALL[name]).train()
+        before = [p.detach().clone() for p in network.parameters()]
+        given = recipe(dlc=side, loss={"matching": 0.0}, convexify={"mu": 1.0, "terms": ["minimum", "chord"]})
+        total, figures = _losses.RegistrationLosses(network, given)(batch, draw(4))
+        total.backward()
+        torch.optim.SGD(network.parameters(), 0.1).step()
+        assert total.isfinite() and ("dlc" in figures) == (side != "none")
+        assert any(not torch.equal(p, b) for p, b in zip(network.parameters(), before, strict=True))
+        assert all(p.isfinite().all() for p in network.parameters())
