@@ -42,10 +42,12 @@ class Processes:
         for tensor, part in zip(given, torch.split(flat, [t.numel() for t in given]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
-    def wait(self) -> None:
-        """Until all processes are here."""
+    def from_first(self, value: bytes | None) -> bytes | None:
+        """The first process's value, in all of them."""
+        given = [value]
         if self.count > 1:
-            dist.barrier()
+            dist.broadcast_object_list(given, src=0)
+        return given[0]
 
 
 @contextmanager

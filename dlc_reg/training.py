@@ -10,6 +10,7 @@ batch statistics.
 from __future__ import annotations
 
 import copy
+import io
 import json
 import math
 import time
@@ -140,13 +141,15 @@ class _Run:
         path = self.out / CHECKPOINT
         if path.exists() and not resume:
             raise InputError("out", f"'{self.out}', which has a checkpoint", "a new folder, or resume=True")
+        kept: bytes | None = None
         if self.group.first:
             self.out.mkdir(parents=True, exist_ok=True)
-        self.group.wait()
-        if not path.exists():
+            kept = path.read_bytes() if path.exists() else None
+        kept = self.group.from_first(kept)  # other machines need not see the folder
+        if kept is None:
             self.costs = self.measure()
             return
-        state = torch.load(path, map_location=self.group.device, weights_only=True)
+        state = torch.load(io.BytesIO(kept), map_location=self.group.device, weights_only=True)
         if make_recipe(json.loads(state["recipe"])) != self.recipe:
             raise InputError("recipe", "one that differs from the checkpoint's", "the recipe that the run began with")
         if state["data"] != self.data.checksum:

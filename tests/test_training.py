@@ -194,18 +194,20 @@ def test_half_precision_is_the_encoders_alone(tmp_path):
 
 
 PARALLEL = """
-import sys
+import os, sys
 sys.path.insert(0, {tests!r})
 import torch
 from learning import Tiny, blocks
 from dlc_reg.training import make_recipe, train
 torch.set_num_threads(1)
 torch.manual_seed(0)
-train(make_recipe({table!r}), blocks(), {out!r}, network=Tiny(), stop_at=6)
+out = {out!r} + os.environ["RANK"]  # a machine each: the second sees no checkpoint
+train(make_recipe({table!r}), blocks(), out, network=Tiny(), stop_at=3)
+train(make_recipe({table!r}), blocks(), out, network=Tiny(beta=1.0), resume=True, stop_at=6)
 """
 
 
-def test_two_processes_learn_what_one_learns_with_the_double_batch(whole, tmp_path):
+def test_two_processes_without_a_common_folder_learn_and_resume_as_one_with_the_double_batch(whole, tmp_path):
     root = Path(__file__).resolve().parent
     script = tmp_path / "parallel.py"
     script.write_text(PARALLEL.format(tests=str(root), table=TABLE, out=str(tmp_path / "out")))
@@ -214,7 +216,8 @@ def test_two_processes_learn_what_one_learns_with_the_double_batch(whole, tmp_pa
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
-    shared, alone = rows(tmp_path / "out"), rows(whole[0])
+    assert not (tmp_path / "out1").exists()
+    shared, alone = rows(tmp_path / "out0"), rows(whole[0])
     for name in ("loss", "contrastive", "unrolled", "matching", "dlc", "gradient"):
         values = [[float(row[name]) for row in log[:6]] for log in (shared, alone)]
         np.testing.assert_allclose(*values, rtol=2e-4, err_msg=name)
