@@ -99,6 +99,17 @@ def test_cells_are_run_skipped_and_tabulated(study, data, tmp_path, monkeypatch,
     commands.clear()  # the second run finds all of it
     assert study.main(options(data, tmp_path)) == 0
     assert commands == []
+
+    monkeypatch.setattr(
+        study, "PROTOCOLS", ("rpmnet-independent", "dcp")
+    )  # a third lacks a protocol, and trains nothing
+    monkeypatch.setattr(study, "train", None)  # which is not called again
+    assert study.main(options(data, tmp_path)) == 0
+    assert commands == wanted
+    completed = json.loads((tmp_path / "pointnetlk" / "energy" / "seed-0" / "cell.json").read_text())
+    learned, before = completed["methods"]["learned"], cell["methods"]["learned"]
+    assert learned.items() > before.items() and "dcp rotation_mean" in learned and "completed" in completed
+    assert {**completed, "methods": 0, "completed": 0} == {**cell, "methods": 0, "completed": 0}
     assert study.main(options(data, tmp_path, "--set", "optimizer.rate=0.5")) == 64  # not what is there
 
 

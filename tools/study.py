@@ -4,10 +4,11 @@
     python tools/study.py --data SHAPES.npz --out study --table      # only the table of what is finished
 
 Columns: "none", contrastive and unrolled terms without DLC; "label" and "energy", the same with DLC; "contrastive" and
-"unrolled", one term alone; "unrolled-energy", unrolled and DLC. They differ from recipes/study/ARCHITECTURE.toml in
-nothing else. A cell is one process, which leaves its weights, its log and cell.json; finished ones are skipped, and an
-interrupted one goes on. Symmetric shapes are left out. Shapes of the split "test" are evaluated; where there are none,
-every second one of "val" is, and the others validate.
+"unrolled", one term alone; "contrastive-energy" and "unrolled-energy", DLC beside one. They differ from
+recipes/study/ARCHITECTURE.toml in nothing else. A cell is one process, which leaves its weights, its log and cell.json;
+an interrupted one goes on, and finished ones are skipped, or evaluated, from their weights, on protocols they lack.
+Symmetric shapes are left out. Shapes of the split "test" are evaluated; where there are none, every second one of "val"
+is, and the others validate.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ from dlc_reg.evaluation import (
 )
 from dlc_reg.io import replacing
 from dlc_reg.protocols import PairDataset, Shapes
-from dlc_reg.registration.learned.weights import save_model
+from dlc_reg.registration.learned.weights import load_model, save_model
 from dlc_reg.registration.result import strict_json
 from dlc_reg.training import Recipe, load_recipe, make_recipe, train
 
@@ -56,11 +57,13 @@ COLUMNS: dict[str, list[str]] = {
     "energy": ["dlc=energy"],
     "contrastive": ["dlc=none", "loss.unrolled=0.0"],
     "unrolled": ["dlc=none", "loss.contrastive=0.0"],
+    "contrastive-energy": ["dlc=energy", "loss.unrolled=0.0"],
     "unrolled-energy": ["dlc=energy", "loss.contrastive=0.0"],
 }
-PROTOCOLS = ("dcp-resampled", "prnet-independent", "rpmnet-independent", "modelonet-independent")
+INDEPENDENT = ("dcp-resampled", "prnet-independent", "rpmnet-independent", "modelonet-independent")
+PROTOCOLS = (*INDEPENDENT, "dcp", "prnet", "rpmnet", "modelonet")
 BASELINES = ("identity", "icp")
-CELL = "cell.json"
+CELL, WEIGHTS = "cell.json", "weights.safetensors"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,7 +100,7 @@ def run_all(options: argparse.Namespace) -> list[str]:
     failed = []
     for cell in [("baselines", "none", 0), *cells]:
         folder = folder_of(options.out, *cell)
-        if (folder / CELL).exists():
+        if not missing(folder / CELL):
             continue
         print(f"{'/'.join(map(str, cell))} ...", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
@@ -108,6 +111,14 @@ def run_all(options: argparse.Namespace) -> list[str]:
             failed.append("/".join(map(str, cell)))
             print(f"{failed[-1]} FAILED, see {folder / 'output.txt'}", flush=True)
     return failed
+
+
+def missing(path: Path) -> list[str]:
+    """What a cell's methods have not been evaluated on: protocols, and "rotations"."""
+    if not path.exists():
+        return ["rotations", *PROTOCOLS]
+    methods = json.loads(path.read_text(encoding="utf-8"))["methods"].values()
+    return [p for p in PROTOCOLS if any(f"{p} rotation_mean" not in figures for figures in methods)]
 
 
 def start(command: list[str], output: Path) -> int:
@@ -126,33 +137,41 @@ def check(path: Path, recipe: Recipe, pairs: int) -> None:
 
 
 def run_cell(options: argparse.Namespace, architecture: str, column: str, seed: int) -> None:
-    """Trains one cell and evaluates it."""
+    """Trains one cell and evaluates it; a finished one is evaluated on what it lacks."""
     torch.set_num_threads(options.threads)
     training, held_out = shapes_of(options)
     folder = folder_of(options.out, architecture, column, seed)
-    if architecture == "baselines":
-        recipe = recipe_of(options, options.architectures[0], column, seed)
-        found: dict[str, Any] = {"methods": methods_on(held_out, recipe, [method(n) for n in BASELINES], options.pairs)}
+    path = folder / CELL
+    wanted = missing(path)
+    baseline = architecture == "baselines"
+    recipe = recipe_of(options, options.architectures[0] if baseline else architecture, column, seed)
+    cell: dict[str, Any] = {"recipe": recipe.to_dict(), "pairs": options.pairs, "data": held_out.checksum}
+    cell |= {**provenance(), "methods": {}}
+    if path.exists():
+        cell = json.loads(path.read_text(encoding="utf-8")) | {"completed": provenance()}
+    if baseline:
+        runners: list[Method] = [method(name) for name in BASELINES]
     else:
-        recipe = recipe_of(options, architecture, column, seed)
-        trained = train(recipe, training, folder, resume=True)
-        plain = Learned("learned", trained.network)
-        runners: list[Method] = [plain, Polished("polished", plain)]
-        found = {
-            "methods": methods_on(held_out, recipe, runners, options.pairs),
-            "landscape": landscape_of(trained.network, held_out, recipe, options.pairs),
-            "training": {
+        if path.exists():
+            network = load_model(folder / WEIGHTS)
+        else:
+            trained = train(recipe, training, folder, resume=True)
+            network = trained.network
+            cell["training"] = {
                 "validation": trained.figures,
                 "seconds_per_step": trained.seconds_per_step,
                 "costs": trained.costs,
                 "parameters": trained.parameters,
-            },
-        }
-        card = {"recipe": recipe.to_dict(), "figures": found, "data": held_out.checksum, **provenance()}
-        save_model(folder / "weights.safetensors", trained.network, card)
-    about = {"recipe": recipe.to_dict(), "pairs": options.pairs, "data": held_out.checksum, **provenance()}
-    with replacing(folder / CELL, overwrite=True) as draft:
-        draft.write_text(strict_json({**about, **found}, indent=1), encoding="utf-8")
+            }
+            cell["landscape"] = landscape_of(network, held_out, recipe, options.pairs)
+        plain = Learned("learned", network)
+        runners = [plain, Polished("polished", plain)]
+    for name, figures in methods_on(held_out, recipe, runners, options.pairs, wanted).items():
+        cell["methods"][name] = cell["methods"].get(name, {}) | figures
+    if not baseline and not path.exists():
+        save_model(folder / WEIGHTS, network, cell)
+    with replacing(path, overwrite=True) as draft:
+        draft.write_text(strict_json(cell, indent=1), encoding="utf-8")
 
 
 def recipe_of(options: argparse.Namespace, architecture: str, column: str, seed: int) -> Recipe:
@@ -178,15 +197,18 @@ def shapes_of(options: argparse.Namespace) -> tuple[Shapes, Shapes]:
     return shapes, shapes.select(split="test")
 
 
-def methods_on(shapes: Shapes, recipe: Recipe, runners: list[Method], pairs: int) -> dict[str, dict[str, float]]:
-    """Of each method: success by initial rotation, and errors on every protocol, at the recipe's number of points."""
+def methods_on(
+    shapes: Shapes, recipe: Recipe, runners: list[Method], pairs: int, wanted: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Of each method success by initial rotation ("rotations"), and errors on protocols, at the recipe's size."""
     points, noise = recipe.data.points or None, recipe.data.protocol.endswith("-noise")
-    bins = success_by_rotation(shapes, runners, bins=BINS, pairs=pairs, points=points, noise=noise)
     figures: dict[str, dict[str, float]] = {runner.name: {} for runner in runners}
-    for name, of_bins in bins.items():
-        for (low, high), shares in of_bins.items():
-            figures[name] |= {f"{low}-{high} {key}": share for key, share in shares.items()}
-    for protocol in PROTOCOLS:
+    if "rotations" in wanted:
+        bins = success_by_rotation(shapes, runners, bins=BINS, pairs=pairs, points=points, noise=noise)
+        for name, of_bins in bins.items():
+            for (low, high), shares in of_bins.items():
+                figures[name] |= {f"{low}-{high} {key}": share for key, share in shares.items()}
+    for protocol in [p for p in PROTOCOLS if p in wanted]:
         results = evaluate(shapes, recipe.data.make(protocol), runners, pairs=pairs, chamfer=False)
         for name, values in results.figures().items():
             kept = ("rotation_mean", "rotation_median", "translation_mean", "recall_5", "recall_10")
@@ -211,14 +233,17 @@ def table(out: Path, architectures: Sequence[str], columns: Sequence[str], seeds
     """Markdown: mean +- standard deviation over the seeds that are finished, in per cent where there is no unit."""
     parts = [header_of(out)]
     for architecture in architectures:
-        cells = {c: read(out, architecture, c, seeds) for c in columns}
-        if not any(cells.values()):
+        cells = {c: found for c in columns if (found := read(out, architecture, c, seeds))}
+        if not cells:
             continue
-        for name in ("learned", "polished"):
-            rows = [[f"{column} ({len(found)})", *row(found, name)] for column, found in cells.items() if found]
-            rows += [[baseline, *row(read(out, "baselines", "none", [0]), baseline)] for baseline in BASELINES]
-            title = architecture if name == "learned" else f"{architecture}, then polished by ICP"
-            parts.append(f"### {title}\n\n" + markdown(["column (seeds)", *headings()], rows))
+        baselines = read(out, "baselines", "none", [0])
+        parts.append(f"### {architecture}")
+        for title, row in (("Success by initial rotation, and the landscape", success), ("Accuracy", accuracy)):
+            for name in ("learned", "polished"):
+                rows = [[f"{column} ({len(found)})", *row(found, name)] for column, found in cells.items()]
+                rows += [[baseline, *row(baselines, baseline)] for baseline in BASELINES]
+                heading = title + (", then polished by ICP" if name == "polished" else "")
+                parts.append(f"**{heading}**\n\n" + markdown(["column (seeds)", *HEADINGS[row]()], rows))
     return "\n\n".join(parts)
 
 
@@ -233,32 +258,47 @@ def header_of(out: Path) -> str:
         *([f"{min(seconds):.2f} to {max(seconds):.2f} s a step"] if seconds else []),
         "success within 5 / 10 degrees by initial rotation [%]",
         "violated: share of rays that are not star-convex at 60 degrees [%]",
-        "of each protocol the mean rotation error [deg]; spread: standard deviation over seeds",
+        "accuracy: mean rotation error [deg] / mean translation error; spread: standard deviation over seeds",
     ]
     return "\n".join(f"- {line}" for line in lines)
 
 
-def headings() -> list[str]:
-    bins = [f"{low}-{high}" for low, high in BINS]
-    return [*bins, "violated", "basin [deg]", "steps", *(p.removesuffix("-independent") for p in PROTOCOLS)]
-
-
-def row(cells: list[dict[str, Any]], name: str) -> list[str]:
-    """The figures of one method, over seeds."""
-    if not cells or name not in cells[0]["methods"]:
-        return [""] * len(headings())
-    figures = [cell["methods"][name] for cell in cells]
+def success(cells: list[dict[str, Any]], name: str) -> list[str]:
+    """By initial rotation, and what the landscape is like, which no polish changes."""
     shares = [
-        " / ".join(spread([100 * f[f"{low}-{high} within_{d}"] for f in figures], ".0f") for d in (5, 10))
+        " / ".join(spread(values(cells, name, f"{low}-{high} within_{d}", 100), ".0f") for d in (5, 10))
         for low, high in BINS
     ]
-    shape = [c["landscape"] for c in cells if "landscape" in c]
-    landscape = [
+    shape = [c["landscape"] for c in cells if "landscape" in c and name == "learned"]
+    return [
+        *shares,
         spread([100 * s["violation_rate_60"] for s in shape], ".0f"),
         spread([s["basin_radius"] for s in shape], ".0f"),
         spread([s["iterations"] for s in shape], ".1f"),
     ]
-    return [*shares, *landscape, *(spread([f[f"{p} rotation_mean"] for f in figures], ".2f") for p in PROTOCOLS)]
+
+
+def accuracy(cells: list[dict[str, Any]], name: str) -> list[str]:
+    """On each protocol."""
+    return [
+        " / ".join(
+            spread(values(cells, name, f"{protocol} {what}_mean"), form)
+            for what, form in (("rotation", ".1f"), ("translation", ".3f"))
+        )
+        for protocol in PROTOCOLS
+    ]
+
+
+HEADINGS: dict[Callable[[list[dict[str, Any]], str], list[str]], Callable[[], list[str]]] = {
+    success: lambda: [*(f"{low}-{high}" for low, high in BINS), "violated", "basin [deg]", "steps"],
+    accuracy: lambda: [*PROTOCOLS],
+}
+
+
+def values(cells: list[dict[str, Any]], name: str, key: str, scale: float = 1) -> list[float]:
+    """One figure of a method, of the seeds that have it."""
+    found = [cell["methods"].get(name, {}) for cell in cells]
+    return [scale * figures[key] for figures in found if key in figures]
 
 
 def spread(values: list[float], form: str) -> str:
