@@ -9,6 +9,7 @@ termination when to stop. What happened is data: a record an iteration, and a st
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -85,7 +86,9 @@ class Settled:
         return all(self._small(previous[key], record[key], t) for key, t in self.tolerances.items())
 
     def _small(self, before: Any, after: Any, tolerance: float) -> bool:
-        before, after = torch.as_tensor(before), torch.as_tensor(after)
+        if not isinstance(before, Tensor):  # a tensor of one number costs as much as a small cloud's whole search
+            change = abs(after - before)
+            return bool(change <= tolerance * max(abs(before), abs(after)) if self.relative else change < tolerance)
         change = (after - before).abs()
         if self.relative:
             return bool((change <= tolerance * torch.maximum(before.abs(), after.abs())).all())
@@ -204,8 +207,12 @@ def _status(omega: Tensor, record: Record) -> Status | None:
     """What the record reports; `DIVERGED` for what is not finite; None to go on."""
     if "status" in record:
         return Status(record["status"])
-    finite = torch.isfinite(omega).all() and torch.isfinite(torch.as_tensor(record["value"])).all()
+    finite = _finite(omega) and _finite(record["value"])
     return None if finite else Status.DIVERGED
+
+
+def _finite(value: Any) -> bool:
+    return bool(torch.isfinite(value).all()) if isinstance(value, Tensor) else math.isfinite(value)
 
 
 def _plain(record: Record, iteration: int) -> Record:

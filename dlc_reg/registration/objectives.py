@@ -353,8 +353,9 @@ def solve_least(hessian: Array, right: Array) -> Array:
 
     "Smallest" is with rotations measured at the radius that the curvatures imply, so that the unit of length is free.
     """
-    turning, moving = np.trace(hessian[:3, :3]), np.trace(hessian[3:, 3:])
-    radius = np.sqrt(turning / moving) if turning > 0 and moving > 0 else 1.0
+    curvatures = hessian.diagonal().tolist()
+    turning, moving = sum(curvatures[:3]), sum(curvatures[3:])
+    radius = math.sqrt(turning / moving) if turning > 0 and moving > 0 else 1.0
     scale = np.array([1.0 / radius] * 3 + [1.0] * 3)
     values, vectors = np.linalg.eigh(hessian * scale * scale[:, None])
     held = values > _RANK * values[-1]
