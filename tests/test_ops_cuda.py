@@ -15,6 +15,7 @@ from torch import Tensor
 from dlc_reg import _core, ops
 from dlc_reg.manifold import so3_exp
 from dlc_reg.ops import _cuda, _reference
+from dlc_reg.registration.assignment import Assignment, SoftAssignment
 
 DEVICES = [f"cuda:{i}" for i in range(min(2, torch.cuda.device_count()))] if _core.CUDA_BUILT else []
 if _core.CUDA_EMULATED:
@@ -237,6 +238,20 @@ def test_soft_assignment_is_the_hosts(device: torch.device, n: int, m: int, leve
     torch.testing.assert_close(energy.cpu(), expected[0], rtol=3e-6, atol=3e-6)
     if n > 3:
         torch.testing.assert_close(after.cpu(), expected[1], rtol=0, atol=3e-5)
+
+
+def test_the_networks_objective_takes_the_kernel(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {name: x.float() for name, x in assignment(device, 40, 70, -2.0).items()}
+    omega, data = given.pop("poses"), Assignment(**given)
+    kernel, calls = ops.soft_assignment, []
+    monkeypatch.setattr(ops, "soft_assignment", lambda *a, **k: calls.append(a[0].device) or kernel(*a, **k))
+    energy = SoftAssignment(both_ways=True)
+    found = energy.value(omega, data), energy.step(omega, data)
+    assert [place.type for place in calls] == [device.type] * 2
+    watched = omega.clone().requires_grad_()
+    for answer, by_torch in zip(found, (energy.value(watched, data), energy.step(watched, data)), strict=True):
+        torch.testing.assert_close(answer, by_torch.detach(), rtol=1e-5, atol=3e-5)
+    assert len(calls) == 2
 
 
 def test_poses_in_turns(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:

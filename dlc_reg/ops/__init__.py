@@ -13,6 +13,7 @@ except ImportError as error:
     ) from error
 
 from dlc_reg.ops._assignment import soft_assignment
+from dlc_reg.ops._cuda import has_kernels
 from dlc_reg.ops._cuda import state as cuda_state
 from dlc_reg.ops._hypotheses import (
     Judgement,
@@ -48,6 +49,7 @@ __all__ = [
     "estimate_covariances",
     "estimate_normals",
     "fpfh",
+    "has_kernels",
     "icp_batch",
     "judge_poses",
     "knn",

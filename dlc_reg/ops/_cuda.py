@@ -29,11 +29,18 @@ def state() -> str:
     return "CUDA kernels" if _core.cuda_device_count() else f"CUDA kernels, but {_core.cuda_why_no_device()}"
 
 
+def has_kernels(tensor: Tensor) -> bool:
+    """Whether this build's operators work where the tensor is: on the host, or on a CUDA device if it has kernels."""
+    if tensor.is_cuda:
+        return _core.CUDA_BUILT and not _core.CUDA_EMULATED
+    return tensor.device.type == "cpu"
+
+
 def takes(tensor: Tensor) -> bool:
     """Whether work on this tensor is the device's. RuntimeError where it would be, but the kernels are not built."""
     if not tensor.is_cuda:
         return False
-    if not _core.CUDA_BUILT or _core.CUDA_EMULATED:
+    if not has_kernels(tensor):
         raise RuntimeError(
             f"the tensors are on {tensor.device}, but this build of dlc_reg has no CUDA kernels. Call .cpu() first, or "
             "put nvcc (CUDA 12 or newer) on the PATH and run, in the checkout, "

@@ -137,14 +137,15 @@ def _native(omega: Tensor, data: Assignment, both_ways: bool, step: bool) -> Ten
 
 
 def _plain(*tensors: Tensor) -> bool:
-    """Whether these are float32 numbers on the host that nothing differentiates, maps over or compiles."""
+    """Whether these are float32 numbers where operators work that nothing differentiates, maps over or compiles."""
     if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return False
     return all(
         type(t) in (Tensor, torch.nn.Parameter)
-        and (t.dtype, t.device.type) == (torch.float32, "cpu")
+        and t.dtype == torch.float32
+        and ops.has_kernels(t)
         and forward_ad.unpack_dual(t).tangent is None  # type: ignore[no-untyped-call]
         for t in tensors
     )
