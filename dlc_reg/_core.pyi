@@ -60,10 +60,12 @@ def linearize(
     search: bool,
     indices: int,
     distances: int,
+    memory: int,
     sums: int,
     num_threads: int,
     /,
 ) -> None: ...
+def search_memory_bytes(n: int, /) -> int: ...
 
 class Surface:
     def __init__(self, points: int, normals: int, n: int, cell: float, reach: float, /) -> None: ...

@@ -142,6 +142,27 @@ def test_the_number_of_threads_changes_no_bit(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_memory_of_searches_changes_no_bit(kind: str) -> None:
+    """Along ever smaller steps, a jump, other sources, other targets and other distances."""
+    scene, other = Scene(n=3000, m=2000), Scene(n=2500, m=2000, seed=1)
+    memory = ops.SearchMemory()
+    for step in range(24):
+        if step == 20:
+            scene = other
+        if step == 22:
+            scene.index = ops.SearchIndex(scene.target.flip(0))
+        shift = 1.0 if step == 12 else 0.3 * 0.6**step
+        scene.transform = pose(0.1 * shift, 0.2 * shift, -shift, shift, 0.0, -shift) @ scene.transform
+        limit = 0.4 if step == 21 else 0.5
+        plain = scene.linearize(kind, max_distance=limit)
+        found = scene.linearize(kind, max_distance=limit, memory=memory)
+        for name in ("sums", "indices", "distances"):
+            assert torch.equal(getattr(found, name), getattr(plain, name)), (step, name)
+        given = scene.linearize(kind, correspondences=plain.indices, memory=memory)
+        assert torch.equal(given.sums, plain.sums)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_arrays_of_any_kind_give_the_same(kind: str) -> None:
     scene = Scene(n=50)
     expected = scene.linearize(kind)

@@ -1,19 +1,25 @@
 #include "core/linearize.hpp"
 
+#include <optional>
+
 #include "bindings.hpp"
 #include "core/kdtree.hpp"
+#include "core/search_memory.hpp"
 
 namespace nb = nanobind;
 using Address = std::uintptr_t;
 
 void bind_linearize(nb::module_& module) {
   module.attr("LINEARIZE_SUMS") = dlc::kSums;
+  module.def("search_memory_bytes", &dlc::SearchMemory::bytes);
   module.def("linearize", [](int kind, Address source, Address source_normals, Address source_covariances, int64_t n,
                              const dlc::KdTree& tree, Address target, Address target_normals,
                              Address target_covariances, Address transform, float max_distance, int kernel,
-                             double kernel_parameter, bool search, Address indices, Address distances, Address sums,
-                             int num_threads) {
+                             double kernel_parameter, bool search, Address indices, Address distances, Address memory,
+                             Address sums, int num_threads) {
     nb::gil_scoped_release release;
+    std::optional<dlc::SearchMemory> remembered;
+    if (memory) remembered.emplace(pointer<void>(memory), n);
     const dlc::LinearizeProblem problem{static_cast<dlc::Kind>(kind),
                                         pointer<float>(source),
                                         pointer<float>(source_normals),
@@ -28,7 +34,8 @@ void bind_linearize(nb::module_& module) {
                                         static_cast<dlc::Kernel>(kernel),
                                         kernel_parameter,
                                         pointer<int64_t>(indices),
-                                        pointer<float>(distances)};
+                                        pointer<float>(distances),
+                                        remembered ? &*remembered : nullptr};
     dlc::linearize(problem, pointer<double>(sums), num_threads);
   });
 }

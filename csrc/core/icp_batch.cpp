@@ -11,6 +11,7 @@
 #include "core/morton.hpp"
 #include "core/normals.hpp"
 #include "core/parallel.hpp"
+#include "core/search_memory.hpp"
 
 namespace dlc {
 namespace {
@@ -48,6 +49,8 @@ struct Pair {
   Pair(const IcpBatchProblem& problem, const Cloud& source, const Cloud& target)
       : tree(target.points.data(), target.size(), 1),
         matches(static_cast<std::size_t>(source.size()), -1),
+        remembered(SearchMemory::bytes(source.size()) / sizeof(float)),
+        memory(remembered.data(), source.size()),
         limit(squared_limit(problem.max_distance)),
         neighbours(problem.neighbours) {
     if (problem.kind == Kind::kPointToPlane) target_normals.resize(target.points.size());  // zeros
@@ -58,19 +61,24 @@ struct Pair {
     equations.indices = matches.data();
   }
 
-  // The match before is the first bound of the next search.
   Evaluation evaluate(const double pose[16]) {
-    for (int64_t i = 0; i < equations.n; ++i) {
-      const float* p = equations.source + 3 * i;
-      float q[3], d2;
-      for (int r = 0; r < 3; ++r) {
-        const double* row = pose + 4 * r;
-        q[r] = static_cast<float>(row[0] * p[0] + row[1] * p[1] + row[2] * p[2] + row[3]);
+    constexpr int64_t kRun = SearchMemory::kRun;
+    for (int64_t first = 0; first < equations.n; first += kRun) {
+      const int64_t m = std::min(kRun, equations.n - first);
+      float queries[3 * kRun], d2[kRun];
+      int32_t found[kRun];
+      for (int64_t i = 0; i < m; ++i) {
+        const float* p = equations.source + 3 * (first + i);
+        for (int r = 0; r < 3; ++r) {
+          const double* row = pose + 4 * r;
+          queries[3 * i + r] = static_cast<float>(row[0] * p[0] + row[1] * p[1] + row[2] * p[2] + row[3]);
+        }
       }
-      int32_t found = -1;
-      tree.nearest(q, limit, static_cast<int32_t>(matches[i]), found, d2);
-      matches[i] = found;
-      if (found >= 0 && equations.kind == Kind::kPointToPlane) need_normal(found);
+      memory.nearest_of_run(tree, first, queries, m, limit, found, d2);
+      for (int64_t i = 0; i < m; ++i) {
+        matches[static_cast<std::size_t>(first + i)] = found[i];
+        if (found[i] >= 0 && equations.kind == Kind::kPointToPlane) need_normal(found[i]);
+      }
     }
     equations.transform = pose;
     Evaluation evaluation;
@@ -88,6 +96,8 @@ struct Pair {
   KdTree tree;
   std::vector<float> target_normals;
   std::vector<int64_t> matches;
+  std::vector<float> remembered;
+  SearchMemory memory;
   float limit;
   int neighbours;
   LinearizeProblem equations{};

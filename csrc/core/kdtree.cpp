@@ -24,12 +24,7 @@ float below(float limit) {
 }  // namespace
 
 bool KdTree::nearest(const float q[3], float max_d2, int32_t& index, float& d2) const {
-  return nearest(q, max_d2, -1, index, d2);
-}
-
-bool KdTree::nearest(const float q[3], float max_d2, int32_t hint, int32_t& index, float& d2) const {
   search::Nearest found{below(max_d2)};
-  if (hint >= 0 && hint < n_) found.offer(search::squared_distance(q, point(hint)), hint);
   search::traverse(nodes_.data(), leaves_.data(), levels_, q, found);
   if (!found.any()) return false;
   index = found.index;
@@ -44,6 +39,19 @@ void KdTree::nearest_of_each(const float* queries, int64_t m, float max_d2, int3
     search::traverse(nodes, leaves_.data(), levels, queries + 3 * i, found);
     index[i] = found.any() ? found.index : -1;
     d2[i] = found.any() ? found.bound : kInfinity;
+    return found.bound;
+  });
+}
+
+void KdTree::nearest_two_of_each(const float* queries, int64_t m, float max_d2, int32_t* index, float* d2,
+                                 float* second_d2) const {
+  const float limit = below(max_d2);
+  search::in_patches(nodes_.data(), levels_, queries, m, limit, [&](int64_t i, const Node* nodes, int levels) {
+    search::NearestTwo found{limit};
+    search::traverse(nodes, leaves_.data(), levels, queries + 3 * i, found);
+    index[i] = found.first.any() ? found.first.index : -1;
+    d2[i] = found.first.any() ? found.first.bound : kInfinity;
+    second_d2[i] = found.bound;
     return found.bound;
   });
 }

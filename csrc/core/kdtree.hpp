@@ -24,15 +24,14 @@ class KdTree {
   // The nearest point with d2 < max_d2 (strictly); the lowest index wins a tie. false and outputs untouched if none.
   bool nearest(const float q[3], float max_d2, int32_t& index, float& d2) const;
 
-  // The same answer; faster if point `hint` is near q (its distance is the first bound). hint outside [0, size): none.
-  bool nearest(const float q[3], float max_d2, int32_t hint, int32_t& index, float& d2) const;
-
   // The k nearest with d2 < max_d2, sorted by (d2, index). Returns how many were written (at most k).
   int knn(const float q[3], int k, float max_d2, int32_t* index, float* d2) const;
 
   // The same answers for m queries (m, 3), quickest where each is near the one before. index, d2: (m) or (m, k).
-  // nearest_of_each: (-1, infinity) where there is none. knn_of_each: query i writes the first count[i] of its row.
+  // nearest_of_each: (-1, infinity) where there is none. nearest_two_of_each: no other point has a smaller d2 than
+  // second_d2, which is at most max_d2. knn_of_each: query i writes the first count[i] of its row.
   void nearest_of_each(const float* queries, int64_t m, float max_d2, int32_t* index, float* d2) const;
+  void nearest_two_of_each(const float* queries, int64_t m, float max_d2, int32_t* index, float* d2, float* second_d2) const;
   void knn_of_each(const float* queries, int64_t m, int k, float max_d2, int32_t* index, float* d2, int* count) const;
 
   // All points with d2 < r2, sorted by (d2, index); replaces the content of out. Returns how many.

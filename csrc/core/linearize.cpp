@@ -7,6 +7,7 @@
 #include "core/correspondence.hpp"
 #include "core/kdtree.hpp"
 #include "core/parallel.hpp"
+#include "core/search_memory.hpp"
 
 namespace dlc {
 namespace {
@@ -21,15 +22,20 @@ struct Sums {
   }
 };
 
-constexpr int64_t kRun = 128;
+constexpr int64_t kRun = SearchMemory::kRun;
+static_assert(kGrain % kRun == 0, "a run belongs to one block");
 
 // The nearest target points of moved source points (m, 3), m <= kRun, which begin at `first` in the problem's arrays.
 void search(const LinearizeProblem& problem, const double (*moved)[3], float limit, int64_t first, int64_t m,
-            int32_t* nearest) {
+                int32_t* nearest) {
   float queries[3 * kRun] = {}, d2[kRun];
   for (int64_t i = 0; i < m; ++i)
     for (int a = 0; a < 3; ++a) queries[3 * i + a] = static_cast<float>(moved[i][a]);
-  problem.tree->nearest_of_each(queries, m, limit, nearest, d2);
+  if (problem.memory) {
+    problem.memory->nearest_of_run(*problem.tree, first, queries, m, limit, nearest, d2);
+  } else {
+    problem.tree->nearest_of_each(queries, m, limit, nearest, d2);
+  }
   for (int64_t i = 0; i < m; ++i) {
     if (problem.indices) problem.indices[first + i] = nearest[i];
     if (problem.distances) problem.distances[first + i] = std::sqrt(d2[i]);

@@ -7,6 +7,7 @@
 namespace dlc {
 
 class KdTree;
+struct SearchMemory;
 
 struct LinearizeProblem {
   Kind kind;
@@ -24,10 +25,12 @@ struct LinearizeProblem {
   double kernel_parameter;
   int64_t* indices;  // (n), -1 = none. With a tree: output or null
   float* distances;  // (n), inf = none: output or null
+  const SearchMemory* memory = nullptr;  // or null
 };
 
 // sums: (kSums), see residuals.hpp. Points are float32, everything else is double; the sums are bit-identical for any
-// num_threads, and not all finite where something that was used is not. Searches are quickest where neighbours in `source` are neighbours in space (Morton order).
+// num_threads, and not all finite where something that was used is not. Searches are quickest where neighbours in
+// `source` are neighbours in space (Morton order).
 void linearize(const LinearizeProblem& problem, double* sums, int num_threads);
 
 }  // namespace dlc

@@ -65,6 +65,19 @@ struct Nearest {
   }
 };
 
+struct NearestTwo {  // the nearest, and the d2 of the second
+  float bound;
+  Nearest first;
+
+  explicit NearestTwo(float limit) : bound(limit), first(limit) {}
+  void offer(float d2, int32_t candidate) {
+    const Nearest before = first;
+    first.offer(d2, candidate);
+    if (first.index != before.index) d2 = before.bound;  // the former first is second now, or the limit is
+    bound = std::min(bound, d2);
+  }
+};
+
 struct KSorted {  // few neighbours: insertion into a sorted array, which loses its last
   static constexpr int kMax = 64;
   static constexpr uint64_t kEmpty = std::numeric_limits<int64_t>::max();  // signed comparison is all that AVX2 has

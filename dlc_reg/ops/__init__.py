@@ -26,7 +26,7 @@ from dlc_reg.ops._hypotheses import (
     refine_poses,
 )
 from dlc_reg.ops._icp_batch import BatchResult, icp_batch
-from dlc_reg.ops._linearize import KERNELS, KINDS, Linearization, Moments, linearize
+from dlc_reg.ops._linearize import KERNELS, KINDS, Linearization, Moments, SearchMemory, linearize
 from dlc_reg.ops._neighbourhoods import (
     estimate_covariances,
     estimate_normals,
@@ -44,6 +44,7 @@ __all__ = [
     "Linearization",
     "Moments",
     "SearchIndex",
+    "SearchMemory",
     "Surface",
     "cuda_state",
     "estimate_covariances",

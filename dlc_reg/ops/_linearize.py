@@ -114,6 +114,27 @@ class Linearization:
             raise InputError("kind", repr(self.kind), 'another kind: "point_to_point" has moments() instead')
 
 
+class SearchMemory:
+    """What `linearize` keeps of its searches from call to call, while source, index and maximum stay the same.
+
+    A search is left out where the point has moved so little that no other target point can have become the nearest.
+    Begins anew by itself where one of the three is another. Not for calls from several threads at once.
+    """
+
+    def __init__(self) -> None:
+        self._of: tuple[Tensor, SearchIndex, float] | None = None
+        self._memory = torch.empty(0)
+
+    def of(self, source: Tensor, index: SearchIndex, limit: float) -> int:
+        """The address of the memory for these."""
+        known = self._of
+        same = known is not None and known[0].data_ptr() == source.data_ptr() and known[0].shape == source.shape
+        if known is None or not same or known[1] is not index or known[2] != limit:
+            self._of = source, index, limit  # the tensor is kept, so that no other one gets its address
+            self._memory = torch.zeros(_core.search_memory_bytes(len(source)), dtype=torch.uint8)
+        return self._memory.data_ptr()
+
+
 def linearize(
     kind: str,
     source: Array,
@@ -128,6 +149,7 @@ def linearize(
     target_normals: Array | None = None,
     target_covariances: Array | None = None,
     correspondences: Array | None = None,
+    memory: SearchMemory | None = None,
     num_threads: int | None = None,
 ) -> Linearization:
     """Nearest neighbours, residuals, robust weights, Jacobians and their sums in one pass.
@@ -155,6 +177,7 @@ def linearize(
         source_covariances, target_covariances: (N, 6) and (M, 6), xx xy xz yy yz zz, or (N, 3, 3) and (M, 3, 3).
         correspondences: (N,) int64 indices of target points, -1 for none: used as they are, nothing is searched and
             `max_distance` does not apply.
+        memory: of the calls before; the answer is the same without it.
         num_threads: None for all cores. The sums are the same bits for any number.
 
     Returns:
@@ -198,7 +221,8 @@ def linearize(
         sums = sums.cpu()
     else:
         threads = _validate.threads(num_threads)
-        native = (search, *matches, sums.data_ptr(), threads)
+        remembered = memory.of(p, index, limit) if memory is not None and search else 0
+        native = (search, *matches, remembered, sums.data_ptr(), threads)
         arguments = (kind_id, *source_side, index.tree, *target_side, *objective, *native)
         _core.linearize(*arguments)
     if not math.isfinite(sum(sums.tolist())):  # the data is checked by what came of it: this runs in every iteration

@@ -50,6 +50,7 @@ class Pair:
     target_covariances: Tensor | None = None
     correspondences: Tensor | None = None
     num_threads: int | None = None
+    memory: ops.SearchMemory = field(default_factory=ops.SearchMemory, repr=False, compare=False)
 
     @staticmethod
     def prepare(
@@ -208,6 +209,7 @@ class Objective:
             target_normals=data.target_normals if "target_normals" in self.needs else None,
             target_covariances=data.target_covariances if "target_covariances" in self.needs else None,
             correspondences=data.correspondences,
+            memory=data.memory,
             num_threads=data.num_threads,
         )
         return Evaluation(linearization, data)
