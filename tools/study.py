@@ -280,13 +280,14 @@ def success(cells: list[dict[str, Any]], name: str) -> list[str]:
 
 def accuracy(cells: list[dict[str, Any]], name: str) -> list[str]:
     """On each protocol."""
-    return [
-        " / ".join(
+    figures = [
+        [
             spread(values(cells, name, f"{protocol} {what}_mean"), form)
             for what, form in (("rotation", ".1f"), ("translation", ".3f"))
-        )
+        ]
         for protocol in PROTOCOLS
     ]
+    return [" / ".join(pair) if all(pair) else "" for pair in figures]
 
 
 HEADINGS: dict[Callable[[list[dict[str, Any]], str], list[str]], Callable[[], list[str]]] = {
