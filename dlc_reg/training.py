@@ -139,13 +139,12 @@ class _Run:
     def open(self, resume: bool) -> None:
         """Makes the folder, or takes up what is in it."""
         path = self.out / CHECKPOINT
-        if path.exists() and not resume:
+        kept = path.read_bytes() if self.group.first and path.exists() else None
+        kept = self.group.from_first(kept)  # other machines need not see the folder
+        if kept is not None and not resume:
             raise InputError("out", f"'{self.out}', which has a checkpoint", "a new folder, or resume=True")
-        kept: bytes | None = None
         if self.group.first:
             self.out.mkdir(parents=True, exist_ok=True)
-            kept = path.read_bytes() if path.exists() else None
-        kept = self.group.from_first(kept)  # other machines need not see the folder
         if kept is None:
             self.costs = self.measure()
             return

@@ -18,7 +18,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,10 @@ COLUMNS: dict[str, list[str]] = {
     "contrastive-energy": ["dlc=energy", "loss.unrolled=0.0"],
     "unrolled-energy": ["dlc=energy", "loss.contrastive=0.0"],
 }
-INDEPENDENT = ("dcp-resampled", "prnet-independent", "rpmnet-independent", "modelonet-independent")
-PROTOCOLS = (*INDEPENDENT, "dcp", "prnet", "rpmnet", "modelonet")
+PROTOCOLS = (
+    *("dcp-resampled", "prnet-independent", "rpmnet-independent", "modelonet-independent"),
+    *("dcp", "prnet", "rpmnet", "modelonet"),
+)
 BASELINES = ("identity", "icp")
 CELL, WEIGHTS = "cell.json", "weights.safetensors"
 
@@ -96,11 +98,11 @@ def run_all(options: argparse.Namespace) -> list[str]:
     """Every cell that is not finished, a process each, seed by seed; returns the names of those that failed."""
     cells = [(a, c, s) for s in options.seeds for a in options.architectures for c in options.columns]
     for cell in cells:  # before anything is run
-        check(folder_of(options.out, *cell) / CELL, recipe_of(options, *cell), options.pairs)
+        check(folder_of(options.out, *cell), recipe_of(options, *cell), options.pairs)
     failed = []
     for cell in [("baselines", "none", 0), *cells]:
         folder = folder_of(options.out, *cell)
-        if not missing(folder / CELL):
+        if not missing(finished(folder)):
             continue
         print(f"{'/'.join(map(str, cell))} ...", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,12 +115,17 @@ def run_all(options: argparse.Namespace) -> list[str]:
     return failed
 
 
-def missing(path: Path) -> list[str]:
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The cell in the folder, if it is there."""
+    path = folder / CELL
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def missing(cell: dict[str, Any] | None) -> list[str]:
     """What a cell's methods have not been evaluated on: protocols, and "rotations"."""
-    if not path.exists():
+    if cell is None:
         return ["rotations", *PROTOCOLS]
-    methods = json.loads(path.read_text(encoding="utf-8"))["methods"].values()
-    return [p for p in PROTOCOLS if any(f"{p} rotation_mean" not in figures for figures in methods)]
+    return [p for p in PROTOCOLS if any(f"{p} rotation_mean" not in figures for figures in cell["methods"].values())]
 
 
 def start(command: list[str], output: Path) -> int:
@@ -127,13 +134,12 @@ def start(command: list[str], output: Path) -> int:
         return subprocess.run(command, stdout=stream, stderr=stream, check=False).returncode
 
 
-def check(path: Path, recipe: Recipe, pairs: int) -> None:
+def check(folder: Path, recipe: Recipe, pairs: int) -> None:
     """A finished cell must be what would be run."""
-    if not path.exists():
-        return
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if make_recipe(found["recipe"]) != recipe or found["pairs"] != pairs:
-        raise InputError("--out", f"'{path}', made by another recipe or with other pairs", "a new folder, or the same")
+    found = finished(folder)
+    if found and (make_recipe(found["recipe"]) != recipe or found["pairs"] != pairs):
+        given = f"'{folder / CELL}', made by another recipe or with other pairs"
+        raise InputError("--out", given, "a new folder, or the same")
 
 
 def run_cell(options: argparse.Namespace, architecture: str, column: str, seed: int) -> None:
@@ -141,37 +147,39 @@ def run_cell(options: argparse.Namespace, architecture: str, column: str, seed: 
     torch.set_num_threads(options.threads)
     training, held_out = shapes_of(options)
     folder = folder_of(options.out, architecture, column, seed)
-    path = folder / CELL
-    wanted = missing(path)
+    before = finished(folder)
     baseline = architecture == "baselines"
     recipe = recipe_of(options, options.architectures[0] if baseline else architecture, column, seed)
-    cell: dict[str, Any] = {"recipe": recipe.to_dict(), "pairs": options.pairs, "data": held_out.checksum}
-    cell |= {**provenance(), "methods": {}}
-    if path.exists():
-        cell = json.loads(path.read_text(encoding="utf-8")) | {"completed": provenance()}
+    if before:
+        cell = before | {"completed": provenance()}
+    else:
+        about = {"recipe": recipe.to_dict(), "pairs": options.pairs, "data": held_out.checksum}
+        cell = {**about, **provenance(), "methods": {}}
     if baseline:
         runners: list[Method] = [method(name) for name in BASELINES]
+    elif before:
+        runners = runners_of(load_model(folder / WEIGHTS))
     else:
-        if path.exists():
-            network = load_model(folder / WEIGHTS)
-        else:
-            trained = train(recipe, training, folder, resume=True)
-            network = trained.network
-            cell["training"] = {
-                "validation": trained.figures,
-                "seconds_per_step": trained.seconds_per_step,
-                "costs": trained.costs,
-                "parameters": trained.parameters,
-            }
-            cell["landscape"] = landscape_of(network, held_out, recipe, options.pairs)
-        plain = Learned("learned", network)
-        runners = [plain, Polished("polished", plain)]
-    for name, figures in methods_on(held_out, recipe, runners, options.pairs, wanted).items():
+        trained = train(recipe, training, folder, resume=True)
+        runners = runners_of(trained.network)
+        cell["training"] = {
+            "validation": trained.figures,
+            "seconds_per_step": trained.seconds_per_step,
+            "costs": trained.costs,
+            "parameters": trained.parameters,
+        }
+        cell["landscape"] = landscape_of(trained.network, held_out, recipe, options.pairs)
+    for name, figures in methods_on(held_out, recipe, runners, options.pairs, missing(before)).items():
         cell["methods"][name] = cell["methods"].get(name, {}) | figures
-    if not baseline and not path.exists():
-        save_model(folder / WEIGHTS, network, cell)
-    with replacing(path, overwrite=True) as draft:
+    if not baseline and not before:
+        save_model(folder / WEIGHTS, trained.network, cell)
+    with replacing(folder / CELL, overwrite=True) as draft:
         draft.write_text(strict_json(cell, indent=1), encoding="utf-8")
+
+
+def runners_of(network: Any) -> list[Method]:
+    plain = Learned("learned", network)
+    return [plain, Polished("polished", plain)]
 
 
 def recipe_of(options: argparse.Namespace, architecture: str, column: str, seed: int) -> Recipe:
@@ -238,12 +246,16 @@ def table(out: Path, architectures: Sequence[str], columns: Sequence[str], seeds
             continue
         baselines = read(out, "baselines", "none", [0])
         parts.append(f"### {architecture}")
-        for title, row in (("Success by initial rotation, and the landscape", success), ("Accuracy", accuracy)):
+        landscape = ["violated", "basin [deg]", "steps"]
+        for title, headings, row in (
+            ("Success by initial rotation, and the landscape", [*(f"{a}-{b}" for a, b in BINS), *landscape], success),
+            ("Accuracy", list(PROTOCOLS), accuracy),
+        ):
             for name in ("learned", "polished"):
                 rows = [[f"{column} ({len(found)})", *row(found, name)] for column, found in cells.items()]
                 rows += [[baseline, *row(baselines, baseline)] for baseline in BASELINES]
                 heading = title + (", then polished by ICP" if name == "polished" else "")
-                parts.append(f"**{heading}**\n\n" + markdown(["column (seeds)", *HEADINGS[row]()], rows))
+                parts.append(f"**{heading}**\n\n" + markdown(["column (seeds)", *headings], rows))
     return "\n\n".join(parts)
 
 
@@ -290,12 +302,6 @@ def accuracy(cells: list[dict[str, Any]], name: str) -> list[str]:
     return [" / ".join(pair) if all(pair) else "" for pair in figures]
 
 
-HEADINGS: dict[Callable[[list[dict[str, Any]], str], list[str]], Callable[[], list[str]]] = {
-    success: lambda: [*(f"{low}-{high}" for low, high in BINS), "violated", "basin [deg]", "steps"],
-    accuracy: lambda: [*PROTOCOLS],
-}
-
-
 def values(cells: list[dict[str, Any]], name: str, key: str, scale: float = 1) -> list[float]:
     """One figure of a method, of the seeds that have it."""
     found = [cell["methods"].get(name, {}) for cell in cells]
@@ -312,8 +318,8 @@ def spread(values: list[float], form: str) -> str:
 
 def read(out: Path, architecture: str, column: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
     """The finished cells of these seeds."""
-    paths = [folder_of(out, architecture, column, seed) / CELL for seed in seeds]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+    cells = (finished(folder_of(out, architecture, column, seed)) for seed in seeds)
+    return [cell for cell in cells if cell]
 
 
 if __name__ == "__main__":

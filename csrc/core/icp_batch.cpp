@@ -5,6 +5,7 @@
 #include <limits>
 #include <vector>
 
+#include "core/correspondence.hpp"
 #include "core/icp_step.hpp"
 #include "core/kdtree.hpp"
 #include "core/linearize.hpp"
@@ -61,18 +62,17 @@ struct Pair {
     equations.indices = matches.data();
   }
 
-  Evaluation evaluate(const double pose[16]) {
+  Evaluation evaluate(const double transform[16]) {
     constexpr int64_t kRun = SearchMemory::kRun;
+    const Pose pose(transform);
     for (int64_t first = 0; first < equations.n; first += kRun) {
       const int64_t m = std::min(kRun, equations.n - first);
       float queries[3 * kRun], d2[kRun];
       int32_t found[kRun];
       for (int64_t i = 0; i < m; ++i) {
-        const float* p = equations.source + 3 * (first + i);
-        for (int r = 0; r < 3; ++r) {
-          const double* row = pose + 4 * r;
-          queries[3 * i + r] = static_cast<float>(row[0] * p[0] + row[1] * p[1] + row[2] * p[2] + row[3]);
-        }
+        double moved[3];
+        pose.apply(equations.source + 3 * (first + i), moved);
+        for (int a = 0; a < 3; ++a) queries[3 * i + a] = static_cast<float>(moved[a]);
       }
       memory.nearest_of_run(tree, first, queries, m, limit, found, d2);
       for (int64_t i = 0; i < m; ++i) {
@@ -80,7 +80,7 @@ struct Pair {
         if (found[i] >= 0 && equations.kind == Kind::kPointToPlane) need_normal(found[i]);
       }
     }
-    equations.transform = pose;
+    equations.transform = transform;
     Evaluation evaluation;
     linearize(equations, evaluation.sums, 1);
     return evaluation;

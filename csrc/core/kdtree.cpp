@@ -23,15 +23,6 @@ float below(float limit) {
 
 }  // namespace
 
-bool KdTree::nearest(const float q[3], float max_d2, int32_t& index, float& d2) const {
-  search::Nearest found{below(max_d2)};
-  search::traverse(nodes_.data(), leaves_.data(), levels_, q, found);
-  if (!found.any()) return false;
-  index = found.index;
-  d2 = found.bound;
-  return true;
-}
-
 void KdTree::nearest_of_each(const float* queries, int64_t m, float max_d2, int32_t* index, float* d2) const {
   const float limit = below(max_d2);
   search::in_patches(nodes_.data(), levels_, queries, m, limit, [&](int64_t i, const Node* nodes, int levels) {

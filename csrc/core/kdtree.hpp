@@ -21,15 +21,13 @@ class KdTree {
   int64_t size() const { return n_; }
   const float* point(int32_t index) const { return points_.data() + 3 * static_cast<std::size_t>(index); }  // original order
 
-  // The nearest point with d2 < max_d2 (strictly); the lowest index wins a tie. false and outputs untouched if none.
-  bool nearest(const float q[3], float max_d2, int32_t& index, float& d2) const;
-
   // The k nearest with d2 < max_d2, sorted by (d2, index). Returns how many were written (at most k).
   int knn(const float q[3], int k, float max_d2, int32_t* index, float* d2) const;
 
-  // The same answers for m queries (m, 3), quickest where each is near the one before. index, d2: (m) or (m, k).
-  // nearest_of_each: (-1, infinity) where there is none. nearest_two_of_each: no other point has a smaller d2 than
-  // second_d2, which is at most max_d2. knn_of_each: query i writes the first count[i] of its row.
+  // For m queries (m, 3), quickest where each is near the one before. index, d2: (m) or (m, k).
+  // nearest_of_each: the nearest point with d2 < max_d2 (strictly), the lowest index of a tie; (-1, infinity) where there
+  // is none. nearest_two_of_each: the same, and no other point has a smaller d2 than second_d2, which is at most max_d2.
+  // knn_of_each: knn, query i writes the first count[i] of its row.
   void nearest_of_each(const float* queries, int64_t m, float max_d2, int32_t* index, float* d2) const;
   void nearest_two_of_each(const float* queries, int64_t m, float max_d2, int32_t* index, float* d2, float* second_d2) const;
   void knn_of_each(const float* queries, int64_t m, int k, float max_d2, int32_t* index, float* d2, int* count) const;

@@ -14,7 +14,7 @@ namespace {
 constexpr int kLeaf = KdTree::kLeaf;
 constexpr int kWidth = KdTree::kWidth;
 constexpr int64_t kTasks = 64;  // nodes of a level that are enough to share it among threads
-constexpr int64_t kSample = 256;
+constexpr int64_t kSample = 256;  // points that the axis of a split is chosen by, at most
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct Box {

@@ -122,15 +122,15 @@ class SearchMemory:
     """
 
     def __init__(self) -> None:
-        self._of: tuple[Tensor, SearchIndex, float] | None = None
+        self._key: tuple[int, int, int, float] | None = None
+        self._of: tuple[Tensor, SearchIndex] | None = None
         self._memory = torch.empty(0)
 
     def of(self, source: Tensor, index: SearchIndex, limit: float) -> int:
         """The address of the memory for these."""
-        known = self._of
-        same = known is not None and known[0].data_ptr() == source.data_ptr() and known[0].shape == source.shape
-        if known is None or not same or known[1] is not index or known[2] != limit:
-            self._of = source, index, limit  # the tensor is kept, so that no other one gets its address
+        key = source.data_ptr(), len(source), id(index), limit
+        if key != self._key:
+            self._key, self._of = key, (source, index)  # kept alive, so that no others get their addresses
             self._memory = torch.zeros(_core.search_memory_bytes(len(source)), dtype=torch.uint8)
         return self._memory.data_ptr()
 
