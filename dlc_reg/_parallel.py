@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -50,19 +50,22 @@ class Processes:
         return given[0]
 
 
-@contextmanager
-def processes(device: str | torch.device | None = None) -> Iterator[Processes]:
-    """Joins the group that torchrun's environment describes (RANK, WORLD_SIZE, LOCAL_RANK), if there is one."""
+def join(device: str | torch.device | None = None) -> Processes:
+    """Joins the group that torchrun's environment describes (RANK, WORLD_SIZE, LOCAL_RANK), if there is one.
+
+    The group stays until the process ends: a second one through the same store may wait for the first's addresses.
+    """
     count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if chosen.type == "cuda" and chosen.index is None:
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(chosen)
-    if count == 1:
-        yield Processes(0, 1, chosen)
-        return
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    try:
-        yield Processes(rank, count, chosen)
-    finally:
+    if count > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        atexit.register(_leave)
+    return Processes(rank, count, chosen)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
         dist.destroy_process_group()

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from dlc_reg._parallel import Processes, processes
+from dlc_reg._parallel import Processes, join
 from dlc_reg._recipe import Convexify, Optimizer, Recipe, Validation, load_recipe, make_recipe, task_of
 from dlc_reg._terms import Draw, term_costs
 from dlc_reg._training_log import NAME, Log
@@ -100,7 +100,8 @@ def train(
     Under `torchrun` the batch is shared by the processes, and only the first writes. Batch statistics are a process's
     own. convexify.aggregate = "max" takes one process: the worst ray of the whole batch is not that of its parts.
     """
-    with processes(device) as group, torch.random.fork_rng():
+    group = join(device)
+    with torch.random.fork_rng():
         run = _Run(recipe, data, Path(out), network or build_network(recipe), group)
         run.open(resume)
         last = min(stop_at or recipe.optimizer.steps, recipe.optimizer.steps)
