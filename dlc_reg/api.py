@@ -169,9 +169,9 @@ class _Lengths:
 
 def _register_rigid(task: _Task, stages: _Stages) -> RegistrationResult:
     source, target = task.source, task.target
-    lengths = _Lengths.derive(task)
     refining = OBJECTIVES.get(task.method)
     with stages("prepare"):
+        lengths = _Lengths.derive(task)
         search = GlobalSearch.prepare(source, target, lengths.voxel_size, num_threads=task.num_threads)
     local = localize(np.eye(4) if task.start is None else task.start, source, target)
     start = torch.from_numpy(local)

@@ -29,6 +29,7 @@ MAX_MAGNITUDE = 1e15  # squares of float32 lengths stay finite up to 1e19 and no
 COLLINEAR = 1e-6  # second to first standard deviation: above float32's rounding (6e-8), far below any sensor's noise
 MAX_EXTENT_RATIO = 100.0
 _SPACING_QUERIES = 4096
+_EXTENT_SAMPLES = 100_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +98,8 @@ class PointCloud:
         finite = check_points(raw.points, name, remove_non_finite=remove_non_finite)
         keep = None if finite.all() else np.flatnonzero(finite)
         points = raw.points if keep is None else raw.points[keep]
-        _check_spread(points, name)
-        origin = points.mean(axis=0)
+        origin = np.array([column.mean() for column in points.T])  # by columns: NumPy is ten times slower along rows
+        _check_spread(points, origin, name)
 
         def kept_rows(values: Array | None, what: str) -> Array | None:
             if values is not None and len(values) != len(raw.points):
@@ -124,6 +125,9 @@ class PointCloud:
     def __len__(self) -> int:
         return len(self.points)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_index"}  # it is quick to build again
+
     def __repr__(self) -> str:
         known = [k for k in ("normals", "covariances", "colors", "viewpoint") if getattr(self, k) is not None]
         return f"PointCloud({self.name}: {len(self)} points{''.join(', ' + k for k in known)})"
@@ -136,14 +140,15 @@ class PointCloud:
     @cached_property
     def spacing(self) -> float:
         """The median distance to the nearest other point, over evenly chosen points; repeated points count once."""
-        points = self.points
-        step = -(-len(points) // _SPACING_QUERIES)
-        distances = ops.knn(points[::step].contiguous(), points, k=2)[0][:, 1]
-        if float(distances.median()) == 0:
-            points = torch.unique(points, dim=0)
-            step = -(-len(points) // _SPACING_QUERIES)
-            distances = ops.knn(points[::step].contiguous(), points, k=2)[0][:, 1]
-        return float(distances.median())
+        median = _median_gap(self.search_index())
+        return median or _median_gap(ops.SearchIndex(torch.unique(self.points, dim=0)))
+
+    def search_index(self, num_threads: int | None = None) -> ops.SearchIndex:
+        """The search tree over `points`, built when it is first asked for."""
+        index: ops.SearchIndex | None = self.__dict__.get("_index")
+        if index is None:
+            index = self.__dict__["_index"] = ops.SearchIndex(self.points, num_threads=num_threads)
+        return index
 
     @property
     def local_viewpoint(self) -> Tensor | None:
@@ -199,11 +204,18 @@ class PointCloud:
         """With normals: the given ones, else estimated from k neighbours; turned to the viewpoint where it is known."""
         normals = self.normals
         if normals is None:
-            normals = ops.estimate_normals(self.points, k, num_threads=num_threads)
+            normals = ops.estimate_normals(self.search_index(num_threads), k, num_threads=num_threads)
         viewpoint = self.local_viewpoint
         if viewpoint is not None:
             normals = turned_to(viewpoint, self.points, normals)
-        return replace(self, normals=normals)
+        return self.attach(normals=normals)
+
+    def attach(self, **attributes: Any) -> PointCloud:
+        """The same points, with their search tree if there is one, and other normals, covariances or colors."""
+        made = replace(self, **attributes)
+        if "_index" in self.__dict__:
+            made.__dict__["_index"] = self.__dict__["_index"]
+        return made
 
 
 def turned_to(viewpoint: Tensor, points: Tensor, normals: Tensor) -> Tensor:
@@ -216,7 +228,8 @@ def check_points(points: Array, argument: str, *, remove_non_finite: bool = Fals
     """Which of the (N, 3) points are finite; raises InputError where they cannot be used."""
     if len(points) == 0:
         raise InputError(argument, "an empty cloud", f"at least {MIN_POINTS} points")
-    finite: npt.NDArray[np.bool_] = np.all(np.isfinite(points), axis=1)
+    entries = np.isfinite(points)
+    finite = np.ones(len(points), np.bool_) if bool(entries.all()) else np.all(entries, axis=1)
     bad = len(points) - int(finite.sum())
     if bad and not remove_non_finite:
         first = int(np.argmin(finite))
@@ -229,9 +242,9 @@ def check_points(points: Array, argument: str, *, remove_non_finite: bool = Fals
     return finite
 
 
-def _check_spread(points: Array, argument: str) -> None:
+def _check_spread(points: Array, mean: Array, argument: str) -> None:
     """Raises InputError unless finite points (N, 3) have a usable size and do not lie on one line."""
-    low, high = points.min(axis=0), points.max(axis=0)
+    low, high = (np.array([extreme(column) for column in points.T]) for extreme in (np.min, np.max))
     largest = max(-low.min(), high.max())
     if largest > MAX_MAGNITUDE:
         raise InputError(
@@ -244,7 +257,7 @@ def _check_spread(points: Array, argument: str) -> None:
         raise InputError(
             argument, f"a cloud {extent:.3g} wide", f"at least {1 / MAX_MAGNITUDE:.0e}: use a smaller unit"
         )
-    centred = (points - points.mean(axis=0)) / extent
+    centred = (points - mean) / extent
     spread = np.sqrt(np.linalg.eigvalsh(centred.T @ centred).clip(min=0))  # right to 1e-8: the limit's square is 1e-12
     if spread[1] <= COLLINEAR * spread[2]:
         raise InputError(argument, f"{len(points)} points on one line", "points spread over a surface")
@@ -272,8 +285,14 @@ def check_pair(source: PointCloud, target: PointCloud) -> None:
         )
 
 
+def _median_gap(index: ops.SearchIndex) -> float:
+    step = -(-len(index) // _SPACING_QUERIES)
+    return float(index.knn(index.points[::step].contiguous(), k=2)[0][:, 1].median())
+
+
 def _robust_extent(cloud: PointCloud) -> float:
-    low, high = np.quantile(cloud.points.numpy(), (0.02, 0.98), axis=0)
+    step = -(-len(cloud) // _EXTENT_SAMPLES)
+    low, high = np.quantile(cloud.points[::step].numpy(), (0.02, 0.98), axis=0)
     return float(np.linalg.norm(high - low)) or cloud.extent
 
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 from test_objectives import moved, pose, wavy
 
 from dlc_reg import ops
 from dlc_reg.errors import InputError
-from dlc_reg.geometry import PointCloud
+from dlc_reg.geometry import PointCloud, apply_transform
 from dlc_reg.iterate import Status
 from dlc_reg.registration.icp import Convergence, coarse_to_fine, icp, icp_pair
 from dlc_reg.registration.objectives import Generalized, Pair, PointToPlane, PointToPoint, Symmetric
@@ -299,6 +300,32 @@ def test_coarse_to_fine_reports_on_the_clouds_given(scans):
     assert result.fitness == len(result.correspondence_set) / len(source)
     assert result.correspondence_set[:, 0].max() < len(source)
     assert result.status is Status.CONVERGED
+
+
+def test_the_evidence_of_thinned_levels_is_of_the_clouds_given(bunny_pair):
+    source, target = (PointCloud.from_any(np.asarray(c[::4])) for c in bunny_pair[:2])
+    result = coarse_to_fine(
+        source, target, PointToPlane(), bunny_pair.T_target_source, voxel_sizes=[0.004], max_distances=[0.003]
+    )
+    moved_source = apply_transform(result.transformation, source.to_absolute())
+    distances, partner = cKDTree(target.to_absolute()).query(moved_source)
+    near = distances < 0.003
+    assert 0.3 < near.mean() < 0.95
+    assert result.correspondence_set.tolist() == np.stack([near.nonzero()[0], partner[near]], 1).tolist()
+    assert result.inlier_rmse == pytest.approx(np.sqrt(np.mean(distances[near] ** 2)), rel=1e-5)
+
+    def information(normals):
+        at = moved_source[near] - result.settings["information_origin"]
+        jacobian = np.hstack([np.cross(at, normals[partner[near]]), normals[partner[near]]])
+        return jacobian.T @ jacobian
+
+    thin, voxels = target.voxel_downsample(0.004), ops.voxel_groups(target.points, 0.004)[1]
+    np.testing.assert_allclose(
+        result.information, information(thin.with_normals(20).normals.double().numpy()[voxels]), rtol=1e-3, atol=1e-3
+    )
+    own = information(target.with_normals(20).normals.double().numpy())
+    ratios = np.linalg.eigvals(np.linalg.solve(own, result.information)).real
+    assert ratios.min() > 0.7 and ratios.max() < 1.4
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ void KdTree::nearest_of_each(const float* queries, int64_t m, float max_d2, int3
   const float limit = below(max_d2);
   search::in_patches(nodes_.data(), levels_, queries, m, limit, [&](int64_t i, const Node* nodes, int levels) {
     search::Nearest found{limit};
-    search::traverse(nodes, leaves_.data(), levels, queries + 3 * i, found);
+    search::traverse(nodes, leaves_.get(), levels, queries + 3 * i, found);
     index[i] = found.any() ? found.index : -1;
     d2[i] = found.any() ? found.bound : kInfinity;
     return found.bound;
@@ -39,7 +39,7 @@ void KdTree::nearest_two_of_each(const float* queries, int64_t m, float max_d2, 
   const float limit = below(max_d2);
   search::in_patches(nodes_.data(), levels_, queries, m, limit, [&](int64_t i, const Node* nodes, int levels) {
     search::NearestTwo found{limit};
-    search::traverse(nodes, leaves_.data(), levels, queries + 3 * i, found);
+    search::traverse(nodes, leaves_.get(), levels, queries + 3 * i, found);
     index[i] = found.first.any() ? found.first.index : -1;
     d2[i] = found.first.any() ? found.first.bound : kInfinity;
     second_d2[i] = found.bound;
@@ -59,12 +59,12 @@ int KdTree::knn_in(const Node* nodes, int levels, const float q[3], int k, float
   };
   if (k <= search::KSorted::kMax) {
     search::KSorted found(bound, k);
-    search::traverse(nodes, leaves_.data(), levels, q, found);
+    search::traverse(nodes, leaves_.get(), levels, q, found);
     wanted = found.bound;
     return write(found.keys, found.count);
   }
   search::KHeap found(bound, k);
-  search::traverse(nodes, leaves_.data(), levels, q, found);
+  search::traverse(nodes, leaves_.get(), levels, q, found);
   wanted = found.bound;
   std::sort_heap(found.keys.begin(), found.keys.end());
   return write(found.keys.data(), static_cast<int>(found.keys.size()));
@@ -94,14 +94,14 @@ void KdTree::knn_of_each(const float* queries, int64_t m, int k, float max_d2, i
 int64_t KdTree::radius(const float q[3], float r2, std::vector<std::pair<float, int32_t>>& out) const {
   out.clear();
   search::Ball found{below(r2), out};
-  search::traverse(nodes_.data(), leaves_.data(), levels_, q, found);
+  search::traverse(nodes_.data(), leaves_.get(), levels_, q, found);
   std::sort(out.begin(), out.end());
   return static_cast<int64_t>(out.size());
 }
 
 int64_t KdTree::count(const float q[3], float r2) const {
   search::Counter found{below(r2)};
-  search::traverse(nodes_.data(), leaves_.data(), levels_, q, found);
+  search::traverse(nodes_.data(), leaves_.get(), levels_, q, found);
   return found.count;
 }
 

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -19,7 +20,7 @@ class KdTree {
   KdTree(const float* points, int64_t n, int num_threads);
 
   int64_t size() const { return n_; }
-  const float* point(int32_t index) const { return points_.data() + 3 * static_cast<std::size_t>(index); }  // original order
+  const float* point(int32_t index) const { return points_.get() + 3 * static_cast<std::size_t>(index); }  // original order
 
   // The k nearest with d2 < max_d2, sorted by (d2, index). Returns how many were written (at most k).
   int knn(const float q[3], int k, float max_d2, int32_t* index, float* d2) const;
@@ -54,9 +55,10 @@ class KdTree {
              float& wanted) const;
   int64_t n_ = 0;
   int levels_ = 0;  // levels of nodes; the children of the last are leaves; 0 if empty
-  std::vector<float> points_;
+  // Not vectors: a large one would first be set to zero, by one thread.
+  std::unique_ptr<float[]> points_;
+  std::unique_ptr<Leaf[]> leaves_;
   std::vector<Node> nodes_;
-  std::vector<Leaf> leaves_;
 };
 
 // The d2 bound for Euclidean distances: d2 < squared_limit(r) exactly where sqrtf(d2) < r.

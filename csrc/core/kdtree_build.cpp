@@ -13,7 +13,9 @@ namespace {
 
 constexpr int kLeaf = KdTree::kLeaf;
 constexpr int kWidth = KdTree::kWidth;
-constexpr int64_t kTasks = 64;  // nodes of a level that are enough to share it among threads
+constexpr int64_t kTasks = 64;  // parts that are enough to share among threads
+constexpr int64_t kGrain = 2048;  // points of a part, at least: so many that none of those is a leaf
+constexpr int64_t kCopied = 1 << 15;  // points at a time
 constexpr int64_t kSample = 256;  // points that the axis of a split is chosen by, at most
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -46,8 +48,7 @@ int widest_axis(const Item* points, int64_t n) {
 struct KdTree::Build {
   struct Range {  // of leaves, below one node
     int64_t begin, end;
-    int64_t fan;     // children
-    int buffer = 0;  // which of the two holds their points
+    int64_t fan;  // children
     int64_t size() const { return end - begin; }
     int64_t boundary(int64_t child) const { return begin + size() * child / fan; }
   };
@@ -69,7 +70,7 @@ struct KdTree::Build {
     const int64_t leaves = (tree.n_ + kLeaf - 1) / kLeaf;
     int64_t capacity = 1;  // leaves below a child of the present level, at most
     for (tree.levels_ = 1; capacity * kWidth < leaves; ++tree.levels_) capacity *= kWidth;
-    tree.leaves_.resize(static_cast<size_t>(leaves));
+    tree.leaves_.reset(new Leaf[static_cast<size_t>(leaves)]);
     levels.resize(static_cast<size_t>(tree.levels_));
     levels[0].push_back({0, leaves, (leaves + capacity - 1) / capacity});
     for (int depth = 0; depth < tree.levels_; ++depth) {
@@ -94,27 +95,41 @@ struct KdTree::Build {
     }
   }
 
-  // Partitions the points among children [a, b) of a node by halving along the widest axis, from one buffer to the other.
-  void split(int depth, int64_t i, int64_t a, int64_t b, int buffer) {
-    const Range& all = range(depth, i);
-    if (b - a < 2) {
-      if (is_last(depth)) fill_leaf(node(depth, i), a, all.begin + a, items[buffer].get());
-      else range(depth + 1, first_child(depth, i) + a).buffer = buffer;
-      return;
+  struct Part {  // children [a, b) of node i of a level, and which of the two buffers holds their points
+    int depth;
+    int64_t i, a, b;
+    int buffer;
+  };
+
+  Part whole(int depth, int64_t i, int buffer) { return {depth, i, 0, range(depth, i).fan, buffer}; }
+
+  // Partitions a part's points along the widest axis into its two halves, in the other buffer. False when it was a single
+  // leaf, which is then filled.
+  bool halve(Part part, Part halves[2]) {
+    while (part.b - part.a == 1) {
+      if (is_last(part.depth)) {
+        const int64_t leaf = range(part.depth, part.i).begin + part.a;
+        fill_leaf(node(part.depth, part.i), part.a, leaf, items[part.buffer].get());
+        return false;
+      }
+      part = whole(part.depth + 1, first_child(part.depth, part.i) + part.a, part.buffer);
     }
-    const int64_t middle = (a + b) / 2, begin = first_item(all.boundary(a)), end = first_item(all.boundary(b));
-    Item* const from = items[buffer].get() + begin;
-    Item* const to = items[1 - buffer].get() + begin;
+    const Range& all = range(part.depth, part.i);
+    const int64_t middle = (part.a + part.b) / 2;
+    const int64_t begin = first_item(all.boundary(part.a)), end = first_item(all.boundary(part.b));
+    Item* const from = items[part.buffer].get() + begin;
+    Item* const to = items[1 - part.buffer].get() + begin;
     partition(from, to, end - begin, first_item(all.boundary(middle)) - begin, widest_axis(from, end - begin));
-    split(depth, i, a, middle, 1 - buffer);
-    split(depth, i, middle, b, 1 - buffer);
+    halves[0] = {part.depth, part.i, part.a, middle, 1 - part.buffer};
+    halves[1] = {part.depth, part.i, middle, part.b, 1 - part.buffer};
+    return true;
   }
 
-  void split(int depth, int64_t i) { split(depth, i, 0, range(depth, i).fan, range(depth, i).buffer); }
-
-  void split_all_below(int depth, int64_t i) {
-    split(depth, i);
-    for (int64_t c = 0; c < range(depth, i).fan && !is_last(depth); ++c) split_all_below(depth + 1, first_child(depth, i) + c);
+  void finish(const Part& part) {
+    Part halves[2];
+    if (!halve(part, halves)) return;
+    finish(halves[0]);
+    finish(halves[1]);
   }
 
   void fill_leaf(Node& parent, int64_t child, int64_t l, const Item* points) {
@@ -155,28 +170,38 @@ struct KdTree::Build {
 
   void run(int num_threads) {
     lay_out();
-    const auto each_of = [&](int depth, const auto& body) {
+    std::vector<Part> parts{whole(0, 0, 0)}, halves;
+    const int64_t wanted = std::min(kTasks, tree.n_ / kGrain);
+    for (auto count = static_cast<int64_t>(parts.size()); count < wanted; count = static_cast<int64_t>(parts.size())) {
+      halves.resize(2 * parts.size());
+      parallel_for(count, 1, num_threads, [&](int64_t begin, int64_t end) {
+        for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) halve(parts[i], &halves[2 * i]);
+      });
+      parts.swap(halves);
+    }
+    parallel_for(static_cast<int64_t>(parts.size()), 1, num_threads, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) finish(parts[static_cast<size_t>(i)]);
+    });
+    for (int depth = tree.levels_ - 2; depth >= 0; --depth) {
       const auto count = static_cast<int64_t>(levels[static_cast<size_t>(depth)].size());
       parallel_for(count, std::max<int64_t>(1, count / kTasks), num_threads, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) body(i);
+        for (int64_t i = begin; i < end; ++i) enclose(depth, i);
       });
-    };
-    int depth = 0;
-    for (; !is_last(depth) && static_cast<int64_t>(levels[static_cast<size_t>(depth)].size()) < kTasks; ++depth)
-      each_of(depth, [&](int64_t i) { split(depth, i); });
-    each_of(depth, [&](int64_t i) { split_all_below(depth, i); });
-    for (depth = tree.levels_ - 2; depth >= 0; --depth) each_of(depth, [&](int64_t i) { enclose(depth, i); });
+    }
   }
 };
 
 KdTree::KdTree(const float* points, int64_t n, int num_threads) : n_(std::max<int64_t>(n, 0)) {
   if (n_ >= std::numeric_limits<int32_t>::max()) throw std::invalid_argument("a KdTree holds fewer than 2^31 - 1 points");
   if (n_ == 0) return;
-  points_.assign(points, points + 3 * n_);
   const auto size = static_cast<size_t>(n_);
+  points_.reset(new float[3 * size]);
   Build build{*this, {std::unique_ptr<Item[]>(new Item[size]), std::unique_ptr<Item[]>(new Item[size])}};
-  for (int64_t i = 0; i < n_; ++i)
-    build.items[0][static_cast<size_t>(i)] = {{points[3 * i], points[3 * i + 1], points[3 * i + 2]}, static_cast<int32_t>(i)};
+  parallel_for(n_, kCopied, num_threads, [&](int64_t begin, int64_t end) {
+    std::copy(points + 3 * begin, points + 3 * end, points_.get() + 3 * begin);
+    for (int64_t i = begin; i < end; ++i)
+      build.items[0][static_cast<size_t>(i)] = {{points[3 * i], points[3 * i + 1], points[3 * i + 2]}, static_cast<int32_t>(i)};
+  });
   build.run(num_threads);
 }
 

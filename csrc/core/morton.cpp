@@ -54,7 +54,7 @@ void morton_order(const float* points, int64_t n, int64_t* order, int num_thread
   parallel_for(n, kGrain, num_threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) items[static_cast<std::size_t>(i)] = {grid.code(points + 3 * i), i};
   });
-  radix_sort(items, 0, 3 * kMortonBits, [](const Coded& item) { return item.code; });
+  radix_sort(items, 0, 3 * kMortonBits, num_threads, [](const Coded& item) { return item.code; });
   for (int64_t i = 0; i < n; ++i) order[i] = items[static_cast<std::size_t>(i)].index;
 }
 
@@ -67,7 +67,7 @@ std::vector<uint32_t> coarse_morton_order(const float* points, int64_t n, int nu
     for (int64_t i = begin; i < end; ++i)
       items[static_cast<std::size_t>(i)] = grid.code(points + 3 * i) << 32 | static_cast<uint64_t>(i);
   });
-  radix_sort(items, 32, 32 + 3 * kBits, [](uint64_t item) { return item; });
+  radix_sort(items, 32, 32 + 3 * kBits, num_threads, [](uint64_t item) { return item; });
   return std::vector<uint32_t>(items.begin(), items.end());
 }
 

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "core/morton_code.hpp"
@@ -13,20 +14,31 @@ namespace dlc {
 
 // Stable sort by bits [low, high) of key(item).
 template <class Item, class Key>
-void radix_sort(std::vector<Item>& items, int low, int high, const Key& key) {
+void radix_sort(std::vector<Item>& items, int low, int high, int num_threads, const Key& key) {
   constexpr int kDigit = 11;
+  constexpr std::size_t kBuckets = 1 << kDigit;
+  constexpr int64_t kBlocks = 16, kLeast = 1 << 15;
+  const int64_t n = static_cast<int64_t>(items.size()), grain = std::max(kLeast, (n + kBlocks - 1) / kBlocks);
   std::vector<Item> other(items.size());
+  std::vector<std::array<std::size_t, kBuckets>> places(static_cast<std::size_t>((n + grain - 1) / grain));
   for (int shift = low; shift < high; shift += kDigit) {
-    std::array<std::size_t, 1 << kDigit> place{};
-    const auto digit = [&](const Item& item) { return (key(item) >> shift) & ((1u << kDigit) - 1); };
-    for (const Item& item : items) ++place[digit(item)];
+    const uint64_t mask = (UINT64_C(1) << std::min(kDigit, high - shift)) - 1;
+    const auto digit = [&](const Item& item) { return (key(item) >> shift) & mask; };
+    parallel_for(n, grain, num_threads, [&](int64_t begin, int64_t end) {
+      auto& count = places[static_cast<std::size_t>(begin / grain)];
+      count.fill(0);
+      for (int64_t i = begin; i < end; ++i) ++count[digit(items[static_cast<std::size_t>(i)])];
+    });
     std::size_t sum = 0;
-    for (std::size_t& p : place) {
-      const std::size_t count = p;
-      p = sum;
-      sum += count;
-    }
-    for (const Item& item : items) other[place[digit(item)]++] = item;
+    for (std::size_t bucket = 0; bucket < kBuckets; ++bucket)
+      for (auto& place : places) sum += std::exchange(place[bucket], sum);
+    parallel_for(n, grain, num_threads, [&](int64_t begin, int64_t end) {
+      auto& place = places[static_cast<std::size_t>(begin / grain)];
+      for (int64_t i = begin; i < end; ++i) {
+        const Item& item = items[static_cast<std::size_t>(i)];
+        other[place[digit(item)]++] = item;
+      }
+    });
     items.swap(other);
   }
 }

@@ -167,9 +167,9 @@ def coarse_to_fine(
     """`icp` on ever finer clouds, each level from the pose of the one before.
 
     `voxel_sizes`: strictly decreasing, in the points' unit; 0 at the end means the clouds as they are. Normals that the
-    objective needs and a thinned cloud lacks are estimated. `history` has every level's iterations, each from its
-    start, with "level" and "voxel_size". The evidence (fitness, correspondences, information) is of the clouds given,
-    at the last distance.
+    objective needs and a cloud lacks are estimated. `history` has every level's iterations, each from its start, with
+    "level" and "voxel_size". The evidence (fitness, correspondences, information) is of the clouds given, at the last
+    distance; where these were never registered, each of their points has the normal of its voxel in the last level.
     """
     counts = [iterations] * len(voxel_sizes) if isinstance(iterations, int) else list(iterations)
     _check_levels(voxel_sizes, max_distances, counts)
@@ -178,7 +178,8 @@ def coarse_to_fine(
     timings: dict[str, float] = {}
     for level, (voxel, distance, count) in enumerate(zip(voxel_sizes, max_distances, counts, strict=True)):
         began = time.perf_counter()
-        thin_source, thin_target = (_thinned(cloud, voxel, objective, num_threads) for cloud in (source, target))
+        thin_source = _thinned(source, voxel, objective.needs_of("source"), num_threads)
+        thin_target = _thinned(target, voxel, objective.needs_of("target"), num_threads)
         base = convergence or Convergence(rmse=1e-6 * target.extent)
         result = icp(
             thin_source,
@@ -188,6 +189,7 @@ def coarse_to_fine(
             max_distance=distance,
             convergence=replace(base, max_iterations=count),
             callback=callback,
+            index=thin_target.search_index(num_threads),
             num_threads=num_threads,
         )
         history += [{"level": level, "voxel_size": voxel, **record} for record in result.history]
@@ -196,14 +198,14 @@ def coarse_to_fine(
             break
     if voxel > 0:
         status, distance = result.status, max_distances[-1]
-        whole_source, whole_target = (_thinned(cloud, 0.0, objective, num_threads) for cloud in (source, target))
         result = icp(
-            whole_source,
-            whole_target,
+            _with_normals_of(thin_source, source, voxel),
+            _with_normals_of(thin_target, target, voxel),
             objective,
             result.transformation,
             max_distance=distance,
             convergence=Convergence(max_iterations=0),
+            index=target.search_index(num_threads),
             num_threads=num_threads,
         )
         if len(result.correspondence_set):
@@ -263,14 +265,19 @@ def _free_motions(evaluation: Evaluation, information: Array) -> list[FreeMotion
     return describe_null_space(about_centre * scale * scale[:, None], centre + pair.target_origin, radius or 1.0)
 
 
-def _thinned(cloud: PointCloud, voxel: float, objective: Objective, num_threads: int | None) -> PointCloud:
-    thin = cloud.voxel_downsample(voxel) if voxel > 0 else cloud
-    if any(need.endswith("covariances") for need in objective.needs) and voxel > 0:
-        thin = replace(thin, covariances=None)  # those of the thick cloud describe another neighbourhood
-    wants = {need.split("_")[1] for need in objective.needs}
-    if any(getattr(thin, what) is None for what in wants):
-        thin = thin.with_normals(_NORMALS_FROM, num_threads=num_threads)
-    return thin
+def _thinned(cloud: PointCloud, voxel: float, needs: set[str], num_threads: int | None) -> PointCloud:
+    if voxel > 0:
+        # the covariances of the thick cloud describe another neighbourhood
+        cloud = replace(cloud.voxel_downsample(voxel), covariances=None)
+    if any(getattr(cloud, what) is None for what in needs):
+        cloud = cloud.with_normals(_NORMALS_FROM, num_threads=num_threads)
+    return cloud
+
+
+def _with_normals_of(thin: PointCloud, cloud: PointCloud, voxel: float) -> PointCloud:
+    if thin.normals is None or cloud.normals is not None:
+        return cloud
+    return cloud.attach(normals=thin.normals[ops.voxel_groups(cloud.points, voxel)[1]])
 
 
 def _check_levels(voxel_sizes: Sequence[float], max_distances: Sequence[float], counts: Sequence[int]) -> None:

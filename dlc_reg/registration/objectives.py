@@ -72,14 +72,14 @@ class Pair:
         if not max_distance > 0:
             raise InputError("max_distance", f"{max_distance:g}", "a distance above 0")
         source, target = objective.complete(source), objective.complete(target)
-        for need in objective.needs:
-            name, what = need.split("_")
-            if getattr(source if name == "source" else target, what) is None:
-                raise InputError(
-                    name,
-                    f"a cloud of {len(source if name == 'source' else target)} points without {what}",
-                    f"{what}, which {type(objective).__name__} requires: see PointCloud.with_normals()",
-                )
+        for name, cloud in (("source", source), ("target", target)):
+            for what in sorted(objective.needs_of(name)):
+                if getattr(cloud, what) is None:
+                    raise InputError(
+                        name,
+                        f"a cloud of {len(cloud)} points without {what}",
+                        f"{what}, which {type(objective).__name__} requires: see PointCloud.with_normals()",
+                    )
         order = ops.morton_order(source.points, num_threads=num_threads)
         return Pair(
             source=source.points[order].contiguous(),
@@ -189,6 +189,10 @@ class Objective:
     kind: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()  # which normals and covariances, "cloud_what"
     rows: ClassVar[int]  # scalar residuals a correspondence
+
+    def needs_of(self, cloud: str) -> set[str]:
+        """Which of "normals" and "covariances" the cloud "source" or "target" must have."""
+        return {what for name, what in (need.split("_") for need in self.needs) if name == cloud}
 
     def complete(self, cloud: PointCloud) -> PointCloud:
         """The cloud with what can be derived for this objective from what it has."""
