@@ -95,6 +95,42 @@ DLC_HD void eig3(const double a[6], double values[3], double vectors[9]) {
   }
 }
 
+// The unit eigenvector of the least eigenvalue of a covariance, up to its sign, some six times faster than eig3 where that
+// eigenvalue is set apart from the others: Newton's method from the left of the characteristic polynomial's roots, and the
+// largest cross product of two rows of a - value * identity. Elsewhere eig3's.
+DLC_HD void least_eigenvector3(const double a[6], double out[3]) {
+  const double scale = 1.0 / (a[0] + a[3] + a[5]);
+  double m[6];
+  for (int i = 0; i < 6; ++i) m[i] = a[i] * scale;
+  const double minor = m[3] * m[5] - m[4] * m[4];
+  const double c1 = minor + m[0] * m[5] - m[2] * m[2] + m[0] * m[3] - m[1] * m[1];
+  const double c0 = m[0] * minor + m[1] * (m[2] * m[4] - m[1] * m[5]) + m[2] * (m[1] * m[4] - m[2] * m[3]);
+  double value = 0.0, step = 1.0;
+  for (int i = 0; i < 8 && std::fabs(step) > 1e-13; ++i) {  // c2, the trace, is 1
+    step = (((1.0 - value) * value - c1) * value + c0) / ((2.0 - 3.0 * value) * value - c1);
+    value -= step;
+  }
+  const double x[3] = {m[0] - value, m[1], m[2]}, y[3] = {m[1], m[3] - value, m[4]}, z[3] = {m[2], m[4], m[5] - value};
+  double best = 0.0;
+  const double* const rows[4] = {x, y, z, x};
+  for (int i = 0; i < 3; ++i) {
+    double normal[3];
+    cross(rows[i], rows[i + 1], normal);
+    const double square = dot(normal, normal);
+    if (!(square > best)) continue;
+    best = square;
+    for (int c = 0; c < 3; ++c) out[c] = normal[c];
+  }
+  if (std::fabs(step) <= 1e-13 && best > 1e-10) {
+    const double length = std::sqrt(best);
+    for (int c = 0; c < 3; ++c) out[c] /= length;
+    return;
+  }
+  double values[3], vectors[9];
+  eig3(a, values, vectors);
+  for (int c = 0; c < 3; ++c) out[c] = vectors[c];
+}
+
 // A unit vector orthogonal to the unit vector a.
 DLC_HD void orthogonal_to(const double a[3], double out[3]) {
   const double x = std::fabs(a[0]), y = std::fabs(a[1]), z = std::fabs(a[2]);

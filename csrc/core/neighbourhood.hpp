@@ -34,13 +34,13 @@ struct Spread {
 
 // The eigenvector of the least eigenvalue, its largest component positive; (0, 0, 1) where there is no spread.
 DLC_HD void normal_of(const double covariance[6], float out[3]) {
-  double vectors[9] = {0, 0, 1}, values[3];
-  if (covariance[0] + covariance[3] + covariance[5] > 0) eig3(covariance, values, vectors);
+  double normal[3] = {0, 0, 1};
+  if (covariance[0] + covariance[3] + covariance[5] > 0) least_eigenvector3(covariance, normal);
   int largest = 0;
   for (int a = 1; a < 3; ++a)
-    if (std::fabs(vectors[a]) > std::fabs(vectors[largest])) largest = a;
-  const double sign = vectors[largest] < 0 ? -1 : 1;
-  for (int a = 0; a < 3; ++a) out[a] = static_cast<float>(sign * vectors[a]);
+    if (std::fabs(normal[a]) > std::fabs(normal[largest])) largest = a;
+  const double sign = normal[largest] < 0 ? -1 : 1;
+  for (int a = 0; a < 3; ++a) out[a] = static_cast<float>(sign * normal[a]);
 }
 
 }  // namespace dlc

@@ -55,6 +55,35 @@ void test_eigen() {
   for (const auto& a : cases) check_eigen(a);
 }
 
+// A unit vector along which a covariance is as small as along the least eigenvector; the same one, if the spectrum says.
+void check_least(const double a[6], double tolerance) {
+  double values[3], vectors[9], least[3];
+  dlc::eig3(a, values, vectors);
+  dlc::least_eigenvector3(a, least);
+  CHECK(std::fabs(dlc::dot(least, least) - 1.0) < 1e-14);
+  const double full[9] = {a[0], a[1], a[2], a[1], a[3], a[4], a[2], a[4], a[5]};
+  for (int r = 0; r < 3; ++r)
+    CHECK(std::fabs(dlc::dot(full + 3 * r, least) - values[0] * least[r]) <= tolerance * values[2]);
+  if (values[1] - values[0] > 1e-4 * values[2]) CHECK(1.0 - std::fabs(dlc::dot(least, vectors)) < 1e-12);
+}
+
+void test_least_eigenvector() {
+  for (int trial = 0; trial < 3000; ++trial) {
+    const double spread[3] = {std::pow(10.0, -(trial % 9)), std::pow(10.0, -(trial / 9 % 9)), 1.0};
+    double rotation[9], a[6] = {};
+    random_rotation(3.0, rotation);
+    const double scale = std::pow(10.0, trial % 61 - 30);
+    for (int e = 0; e < 3; ++e)
+      for (int r = 0, i = 0; r < 3; ++r)
+        for (int c = r; c < 3; ++c) a[i++] += scale * spread[e] * rotation[3 * e + r] * rotation[3 * e + c];
+    check_least(a, 1e-9);
+  }
+  const double cases[][6] = {{1, 0, 0, 1, 0, 1}, {2, 0, 0, 1, 0, 3}, {1, 0, 0, 0, 0, 0}, {1, 1, 1, 1, 1, 1},
+                             {4, 2, 0, 1, 0, 0}, {1e-160, 0, 0, 1e-160, 0, 0}, {5e-324, 0, 0, 0, 0, 0},
+                             {1e300, 0, 0, 1e-300, 0, 1e300}};
+  for (const auto& a : cases) check_least(a, 1e-12);
+}
+
 void check_svd(const double a[9]) {
   double u[9], s[3], v[9];
   dlc::svd3(a, u, s, v);
@@ -217,6 +246,7 @@ void test_procrustes() {
 
 int main() {
   test_eigen();
+  test_least_eigenvector();
   test_svd();
   test_inverses();
   test_ldlt();
