@@ -12,14 +12,25 @@
 
 namespace dlc {
 
-DLC_HD double dot(const double a[3], const double b[3]) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
+// What a correspondence needs is written for one (double) and for several side by side (Lanes).
 
-DLC_HD void cross(const double a[3], const double b[3], double out[3]) {
-  const double x = a[1] * b[2] - a[2] * b[1], y = a[2] * b[0] - a[0] * b[2], z = a[0] * b[1] - a[1] * b[0];
+template <class A, class B>
+DLC_HD auto dot(const A a[3], const B b[3]) {
+  return a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
+}
+
+template <class Real>
+DLC_HD void cross(const Real a[3], const Real b[3], Real out[3]) {
+  const Real x = a[1] * b[2] - a[2] * b[1], y = a[2] * b[0] - a[0] * b[2], z = a[0] * b[1] - a[1] * b[0];
   out[0] = x, out[1] = y, out[2] = z;
 }
 
-DLC_HD void multiply3(const double a[9], const double b[9], double out[9]) {
+DLC_HD double square_root(double x) { return std::sqrt(x); }
+DLC_HD double sign_of(double x) { return x < 0.0 ? -1.0 : 1.0; }
+DLC_HD bool is_moderate(double x) { return std::fabs(x) < 1e300; }  // not for NaN either
+
+template <class Real>
+DLC_HD void multiply3(const double a[9], const Real b[9], Real out[9]) {
   for (int r = 0; r < 3; ++r)
     for (int c = 0; c < 3; ++c) out[3 * r + c] = a[3 * r] * b[c] + a[3 * r + 1] * b[3 + c] + a[3 * r + 2] * b[6 + c];
 }
@@ -32,7 +43,7 @@ DLC_HD double determinant3(const double a[9]) {
 DLC_HD bool invert3(const double a[9], double out[9]) {
   const double det = determinant3(a);
   const double scale = 1.0 / det;
-  if (!(std::fabs(scale) < 1e300)) return false;
+  if (!is_moderate(scale)) return false;
   const double inverse[9] = {a[4] * a[8] - a[5] * a[7], a[2] * a[7] - a[1] * a[8], a[1] * a[5] - a[2] * a[4],
                              a[5] * a[6] - a[3] * a[8], a[0] * a[8] - a[2] * a[6], a[2] * a[3] - a[0] * a[5],
                              a[3] * a[7] - a[4] * a[6], a[1] * a[6] - a[0] * a[7], a[0] * a[4] - a[1] * a[3]};
@@ -41,11 +52,12 @@ DLC_HD bool invert3(const double a[9], double out[9]) {
 }
 
 // Inverse of a symmetric 3x3; false where it is singular.
-DLC_HD bool invert_symmetric3(const double a[6], double out[6]) {
-  const double c0 = a[3] * a[5] - a[4] * a[4], c1 = a[2] * a[4] - a[1] * a[5], c2 = a[1] * a[4] - a[2] * a[3];
-  const double scale = 1.0 / (a[0] * c0 + a[1] * c1 + a[2] * c2);
-  if (!(std::fabs(scale) < 1e300)) return false;
-  const double xx = a[0], xy = a[1], xz = a[2], yy = a[3], yz = a[4], zz = a[5];
+template <class Real>
+DLC_HD bool invert_symmetric3(const Real a[6], Real out[6]) {
+  const Real c0 = a[3] * a[5] - a[4] * a[4], c1 = a[2] * a[4] - a[1] * a[5], c2 = a[1] * a[4] - a[2] * a[3];
+  const Real scale = 1.0 / (a[0] * c0 + a[1] * c1 + a[2] * c2);
+  if (!is_moderate(scale)) return false;
+  const Real xx = a[0], xy = a[1], xz = a[2], yy = a[3], yz = a[4], zz = a[5];
   out[0] = c0 * scale, out[1] = c1 * scale, out[2] = c2 * scale;
   out[3] = (xx * zz - xz * xz) * scale, out[4] = (xy * xz - xx * yz) * scale, out[5] = (xx * yy - xy * xy) * scale;
   return true;

@@ -6,8 +6,10 @@
 
 #include "core/correspondence.hpp"
 #include "core/kdtree.hpp"
+#include "core/lanes.hpp"
 #include "core/parallel.hpp"
 #include "core/search_memory.hpp"
+#include "core/simd.hpp"
 
 namespace dlc {
 namespace {
@@ -42,14 +44,85 @@ void search(const LinearizeProblem& problem, const double (*moved)[3], float lim
   }
 }
 
+// Four correspondences that wait until they are complete.
+struct Waiting {
+  int count = 0;
+  int64_t i[Lanes::kCount], j[Lanes::kCount];
+  double p[Lanes::kCount][3];
+
+  void push(int64_t source, int64_t target, const double moved[3]) {
+    i[count] = source, j[count] = target;
+    std::copy(moved, moved + 3, p[count++]);
+  }
+  void take(int axis, Lanes& out) const {
+    for (int lane = 0; lane < Lanes::kCount; ++lane) out.v[lane] = p[lane][axis];
+  }
+};
+
+template <int width>
+void gather(const float* rows, const int64_t at[Lanes::kCount], Lanes out[width]) {
+  for (int c = 0; c < width; ++c)
+    for (int lane = 0; lane < Lanes::kCount; ++lane) out[c].v[lane] = rows[width * at[lane] + c];
+}
+
+// add_correspondence of four at once, with squares. False where one of them has no inverse covariance: nothing is added.
+template <Kind kind>
+bool add_four(const CorrespondingClouds& clouds, const Pose& pose, const Waiting& four, Lanes* sums, Lanes& distance2) {
+  Lanes p[3], q[3], d[3], mahalanobis[6];
+  for (int a = 0; a < 3; ++a) four.take(a, p[a]);
+  gather<3>(clouds.target, four.j, q);
+  for (int a = 0; a < 3; ++a) d[a] = p[a] - q[a];
+  if constexpr (kind == Kind::kGeneralized) {
+    Lanes of_source[6], covariance[6], of_target[6];
+    gather<6>(clouds.source_covariances, four.i, of_source);
+    gather<6>(clouds.target_covariances, four.j, of_target);
+    rotate_symmetric3(pose.rotation, of_source, covariance);
+    for (int a = 0; a < 6; ++a) covariance[a] += of_target[a];
+    if (!invert_symmetric3(covariance, mahalanobis)) return false;
+    add_mahalanobis(p, d, mahalanobis, sums);
+  }
+  if constexpr (kind == Kind::kPointToPoint) add_point_to_point(Kernel::kL2, 1.0, p, q, sums);
+  if constexpr (kind == Kind::kPointToPlane || kind == Kind::kSymmetric) {
+    Lanes normal[3];
+    gather<3>(clouds.target_normals, four.j, normal);
+    if constexpr (kind == Kind::kSymmetric) {
+      Lanes own[3], turned[3];
+      gather<3>(clouds.source_normals, four.i, own);
+      for (int r = 0; r < 3; ++r) turned[r] = dot(pose.rotation + 3 * r, own);
+      add_symmetric(Kernel::kL2, 1.0, p, q, turned, normal, sums);
+    } else {
+      add_point_to_plane(Kernel::kL2, 1.0, p, q, normal, sums);
+    }
+  }
+  for (int a = 0; a < 3; ++a) {
+    sums[kSourceSum + a] += p[a];
+    sums[kTargetSum + a] += q[a];
+  }
+  distance2 = dot(d, d);
+  sums[kSquaredDistance] += distance2;
+  sums[kCount] += 1.0;
+  return true;
+}
+
 // The kind and "is it L2" are compile-time constants in the loop over points.
 template <Kind kind, bool robust>
 Sums accumulate(const LinearizeProblem& problem, const Pose& pose, float limit, int64_t begin, int64_t end) {
   Sums sums;
+  Lanes lanes[kSums];
+  Waiting waiting;
   const Kernel kernel = robust ? problem.kernel : Kernel::kL2;
   const double parameter = problem.kernel_parameter;
+  float* const distances = problem.tree ? nullptr : problem.distances;
   const CorrespondingClouds clouds{problem.source, problem.source_normals, problem.source_covariances,
                                    problem.target, problem.target_normals, problem.target_covariances};
+  const auto one_by_one = [&] {
+    for (int w = 0; w < waiting.count; ++w) {
+      const double distance2 =
+          add_correspondence<kind>(clouds, pose, kernel, parameter, waiting.i[w], waiting.j[w], waiting.p[w], sums.values);
+      if (distances) distances[waiting.i[w]] = static_cast<float>(std::sqrt(distance2));
+    }
+    waiting.count = 0;
+  };
   double moved[kRun][3];
   int32_t nearest[kRun];
   for (int64_t run = begin; run < end; run += kRun) {
@@ -60,24 +133,45 @@ Sums accumulate(const LinearizeProblem& problem, const Pose& pose, float limit, 
       const double* const p = moved[i - run];
       const int64_t j = problem.tree ? nearest[i - run] : problem.indices[i];
       if (j < 0) {
-        if (!problem.tree && problem.distances) problem.distances[i] = std::numeric_limits<float>::infinity();
+        if (distances) distances[i] = std::numeric_limits<float>::infinity();
         if (!std::isfinite(p[0] + p[1] + p[2])) sums.values[kCost] = std::numeric_limits<double>::quiet_NaN();
         continue;
       }
-      const double distance2 = add_correspondence<kind>(clouds, pose, kernel, parameter, i, j, p, sums.values);
-      if (!problem.tree && problem.distances) problem.distances[i] = static_cast<float>(std::sqrt(distance2));
+      waiting.push(i, j, p);
+      Lanes distance2;
+      if (!robust && waiting.count < Lanes::kCount) continue;
+      if (!robust && add_four<kind>(clouds, pose, waiting, lanes, distance2)) {
+        for (int lane = 0; lane < waiting.count && distances; ++lane)
+          distances[waiting.i[lane]] = static_cast<float>(std::sqrt(distance2[lane]));
+        waiting.count = 0;
+      } else {
+        one_by_one();
+      }
     }
   }
+  one_by_one();
+  for (int s = 0; s < kSums; ++s) sums.values[s] += lanes[s].sum();
   return sums;
 }
+
+#if DLC_HAS_AVX2
+template <Kind kind>
+__attribute__((target("avx2"), flatten)) Sums accumulate_avx2(const LinearizeProblem& problem, const Pose& pose,
+                                                              float limit, int64_t begin, int64_t end) {
+  return accumulate<kind, false>(problem, pose, limit, begin, end);
+}
+#endif
 
 template <Kind kind>
 Sums reduce(const LinearizeProblem& problem, int num_threads) {
   const Pose pose(problem.transform);
   const float limit = squared_limit(problem.max_distance);
   return parallel_reduce<Sums>(problem.n, kGrain, num_threads, [&](int64_t begin, int64_t end) {
-    return problem.kernel == Kernel::kL2 ? accumulate<kind, false>(problem, pose, limit, begin, end)
-                                         : accumulate<kind, true>(problem, pose, limit, begin, end);
+    if (problem.kernel != Kernel::kL2) return accumulate<kind, true>(problem, pose, limit, begin, end);
+#if DLC_HAS_AVX2
+    if (use_avx2()) return accumulate_avx2<kind>(problem, pose, limit, begin, end);
+#endif
+    return accumulate<kind, false>(problem, pose, limit, begin, end);
   });
 }
 

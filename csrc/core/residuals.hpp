@@ -65,29 +65,32 @@ DLC_HD double robust_cost(Kernel kernel, double k, double r) {
 }
 
 // One scalar residual r = direction . (...) whose Jacobian is [lever x direction, direction].
-DLC_HD void add_row(const double lever[3], const double direction[3], double r, double weight, double* sums) {
-  double j[6];
+template <class Real>
+DLC_HD void add_row(const Real lever[3], const Real direction[3], const Real& r, const Real& weight, Real* sums) {
+  Real j[6];
   cross(lever, direction, j);
   for (int i = 0; i < 3; ++i) j[3 + i] = direction[i];
-  double* h = sums + kHessian;
+  Real* h = sums + kHessian;
   for (int row = 0; row < 6; ++row) {
-    const double wj = weight * j[row];
+    const Real wj = weight * j[row];
     for (int col = row; col < 6; ++col) *h++ += wj * j[col];
     sums[kGradient + row] += wj * r;
   }
 }
 
-DLC_HD void add_robust_row(Kernel kernel, double k, const double lever[3], const double direction[3], double r,
-                           double* sums) {
+template <class Real>
+DLC_HD void add_robust_row(Kernel kernel, double k, const Real lever[3], const Real direction[3], const Real& r,
+                           Real* sums) {
   add_row(lever, direction, r, robust_weight(kernel, k, r), sums);
   sums[kCost] += robust_cost(kernel, k, r);
 }
 
 // The residual is the vector p - q, weighted by its length.
-DLC_HD void add_point_to_point(Kernel kernel, double k, const double p[3], const double q[3], double* sums) {
-  const double d[3] = {p[0] - q[0], p[1] - q[1], p[2] - q[2]};
-  const double length = std::sqrt(dot(d, d));
-  const double w = robust_weight(kernel, k, length);
+template <class Real>
+DLC_HD void add_point_to_point(Kernel kernel, double k, const Real p[3], const Real q[3], Real* sums) {
+  const Real d[3] = {p[0] - q[0], p[1] - q[1], p[2] - q[2]};
+  const Real length = square_root(dot(d, d));
+  const Real w = robust_weight(kernel, k, length);
   sums[0] += w;
   for (int r = 0; r < 3; ++r) {
     sums[1 + r] += w * p[r];
@@ -100,18 +103,20 @@ DLC_HD void add_point_to_point(Kernel kernel, double k, const double p[3], const
 }
 
 // r = (p - q) . n (Chen and Medioni, 1992).
-DLC_HD void add_point_to_plane(Kernel kernel, double k, const double p[3], const double q[3], const double normal[3],
-                               double* sums) {
-  const double d[3] = {p[0] - q[0], p[1] - q[1], p[2] - q[2]};
+template <class Real>
+DLC_HD void add_point_to_plane(Kernel kernel, double k, const Real p[3], const Real q[3], const Real normal[3],
+                               Real* sums) {
+  const Real d[3] = {p[0] - q[0], p[1] - q[1], p[2] - q[2]};
   add_robust_row(kernel, k, p, normal, dot(d, normal), sums);
 }
 
 // r = (p - q) . (n_target + n_source), the source normal turned to the target's side (Rusinkiewicz, SIGGRAPH 2019).
 // Half of the rotation moves p, the other half moves q back: hence the lever (p + q) / 2 for the whole rotation.
-DLC_HD void add_symmetric(Kernel kernel, double k, const double p[3], const double q[3], const double source_normal[3],
-                          const double target_normal[3], double* sums) {
-  const double side = dot(source_normal, target_normal) < 0.0 ? -1.0 : 1.0;
-  double d[3], lever[3], normal[3];
+template <class Real>
+DLC_HD void add_symmetric(Kernel kernel, double k, const Real p[3], const Real q[3], const Real source_normal[3],
+                          const Real target_normal[3], Real* sums) {
+  const Real side = sign_of(dot(source_normal, target_normal));
+  Real d[3], lever[3], normal[3];
   for (int i = 0; i < 3; ++i) {
     d[i] = p[i] - q[i];
     lever[i] = 0.5 * (p[i] + q[i]);
@@ -121,9 +126,10 @@ DLC_HD void add_symmetric(Kernel kernel, double k, const double p[3], const doub
 }
 
 // R C R^T for a symmetric C.
-DLC_HD void rotate_symmetric3(const double rotation[9], const double c[6], double out[6]) {
-  const double full[9] = {c[0], c[1], c[2], c[1], c[3], c[4], c[2], c[4], c[5]};
-  double rc[9];
+template <class Real>
+DLC_HD void rotate_symmetric3(const double rotation[9], const Real c[6], Real out[6]) {
+  const Real full[9] = {c[0], c[1], c[2], c[1], c[3], c[4], c[2], c[4], c[5]};
+  Real rc[9];
   multiply3(rotation, full, rc);
   int at = 0;
   for (int i = 0; i < 3; ++i)
@@ -135,6 +141,31 @@ DLC_HD void add_nothing(const double covariance[6], double* sums) {
   for (int i = 0; i < 6; ++i) sums[kCost] += 0.0 * covariance[i];
 }
 
+// With unit weights: d = p - q, `a` the inverse of M.
+template <class Real>
+DLC_HD void add_mahalanobis(const Real p[3], const Real d[3], const Real a[6], Real* sums) {
+  const Real full[9] = {a[0], a[1], a[2], a[1], a[3], a[4], a[2], a[4], a[5]};
+  Real pa[9];  // row c: p x (column c of M^-1), so that pa^T is hat(p) M^-1
+  for (int c = 0; c < 3; ++c) cross(p, full + 3 * c, pa + 3 * c);
+  Real* h = sums + kHessian;
+  for (int r = 0; r < 3; ++r) {
+    const Real row[3] = {pa[r], pa[3 + r], pa[6 + r]};
+    Real turned[3];
+    cross(p, row, turned);
+    for (int c = r; c < 3; ++c) *h++ += turned[c];
+    for (int c = 0; c < 3; ++c) *h++ += row[c];
+  }
+  for (int i = 0; i < 6; ++i) h[i] += a[i];
+  Real force[3], torque[3];
+  for (int r = 0; r < 3; ++r) force[r] = dot(full + 3 * r, d);
+  cross(p, force, torque);
+  for (int i = 0; i < 3; ++i) {
+    sums[kGradient + i] += torque[i];
+    sums[kGradient + 3 + i] += force[i];
+  }
+  sums[kCost] += 0.5 * dot(d, force);
+}
+
 // Residuals W (p - q) with W = M^(-1/2), M = C_target + R C_source R^T (Segal et al., RSS 2009; `covariance` is M). With
 // unit weights only W^T W = M^-1 matters; a robust kernel weighs the three rows of the symmetric root one by one.
 // A covariance that has no inverse contributes nothing.
@@ -143,28 +174,7 @@ DLC_HD void add_generalized(Kernel kernel, double k, const double p[3], const do
   const double d[3] = {p[0] - q[0], p[1] - q[1], p[2] - q[2]};
   if (kernel == Kernel::kL2) {
     double a[6];
-    if (!invert_symmetric3(covariance, a)) return add_nothing(covariance, sums);
-    const double full[9] = {a[0], a[1], a[2], a[1], a[3], a[4], a[2], a[4], a[5]};
-    double pa[9];  // row c: p x (column c of M^-1), so that pa^T is hat(p) M^-1
-    for (int c = 0; c < 3; ++c) cross(p, full + 3 * c, pa + 3 * c);
-    double* h = sums + kHessian;
-    for (int r = 0; r < 3; ++r) {
-      const double row[3] = {pa[r], pa[3 + r], pa[6 + r]};
-      double turned[3];
-      cross(p, row, turned);
-      for (int c = r; c < 3; ++c) *h++ += turned[c];
-      for (int c = 0; c < 3; ++c) *h++ += row[c];
-    }
-    for (int i = 0; i < 6; ++i) h[i] += a[i];
-    double force[3], torque[3];
-    for (int r = 0; r < 3; ++r) force[r] = dot(full + 3 * r, d);
-    cross(p, force, torque);
-    for (int i = 0; i < 3; ++i) {
-      sums[kGradient + i] += torque[i];
-      sums[kGradient + 3 + i] += force[i];
-    }
-    sums[kCost] += 0.5 * dot(d, force);
-    return;
+    return invert_symmetric3(covariance, a) ? add_mahalanobis(p, d, a, sums) : add_nothing(covariance, sums);
   }
   double values[3], vectors[9], root[9] = {};
   eig3(covariance, values, vectors);

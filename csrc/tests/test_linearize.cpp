@@ -5,10 +5,13 @@
 #include <algorithm>
 #include <cstring>
 #include <random>
+#include <type_traits>
 #include <vector>
 
 #include "check.hpp"
+#include "core/correspondence.hpp"
 #include "core/kdtree.hpp"
+#include "core/simd.hpp"
 
 namespace {
 
@@ -63,6 +66,9 @@ constexpr dlc::Kind kKinds[] = {dlc::Kind::kPointToPoint, dlc::Kind::kPointToPla
 constexpr dlc::Kernel kKernels[] = {dlc::Kernel::kL2,     dlc::Kernel::kL1,           dlc::Kernel::kHuber,
                                     dlc::Kernel::kCauchy, dlc::Kernel::kGemanMcClure, dlc::Kernel::kTukey};
 
+template <dlc::Kind kind>
+using KindOf = std::integral_constant<dlc::Kind, kind>;
+
 void test_same_bits() {
   Fixture f;
   for (dlc::Kind kind : kKinds)
@@ -75,10 +81,53 @@ void test_same_bits() {
         dlc::linearize(problem, other, threads);
         CHECK(std::memcmp(one, other, sizeof one) == 0);
       }
+      dlc::set_use_avx2(false);
+      dlc::linearize(problem, other, 1);
+      dlc::set_use_avx2(true);
+      CHECK(std::memcmp(one, other, sizeof one) == 0);
       problem.tree = nullptr;  // the correspondences just found
       dlc::linearize(problem, other, 2);
       CHECK(std::memcmp(one, other, sizeof one) == 0);
     }
+}
+
+// Four at once against add_correspondence one by one, and with covariances among them that have no inverse.
+void test_one_by_one() {
+  Fixture f;
+  for (int64_t i = 0; i < kSource; i += 37) std::fill_n(f.source.covariances.data() + 6 * i, 6, 0.0f);
+  for (int64_t j = 0; j < kTarget; j += 3) std::fill_n(f.target.covariances.data() + 6 * j, 6, 0.0f);
+  for (dlc::Kind kind : kKinds) {
+    dlc::LinearizeProblem problem = f.problem(kind, dlc::Kernel::kL2, 1.0);
+    std::vector<float> distances(kSource);
+    double sums[dlc::kSums], expected[dlc::kSums] = {};
+    dlc::linearize(problem, sums, 1);
+    problem.tree = nullptr;
+    problem.distances = distances.data();
+    dlc::linearize(problem, sums, 1);
+    const dlc::CorrespondingClouds clouds{problem.source, problem.source_normals, problem.source_covariances,
+                                          problem.target, problem.target_normals, problem.target_covariances};
+    const dlc::Pose pose(f.transform);
+    for (int64_t i = 0; i < kSource; ++i) {
+      if (f.indices[i] < 0) {
+        CHECK(std::isinf(distances[i]));
+        continue;
+      }
+      double p[3];
+      pose.apply(problem.source + 3 * i, p);
+      const auto add = [&](auto which) {
+        return dlc::add_correspondence<which.value>(clouds, pose, dlc::Kernel::kL2, 1.0, i, f.indices[i], p, expected);
+      };
+      double distance2 = 0;
+      switch (kind) {
+        case dlc::Kind::kPointToPoint: distance2 = add(KindOf<dlc::Kind::kPointToPoint>{}); break;
+        case dlc::Kind::kPointToPlane: distance2 = add(KindOf<dlc::Kind::kPointToPlane>{}); break;
+        case dlc::Kind::kSymmetric: distance2 = add(KindOf<dlc::Kind::kSymmetric>{}); break;
+        case dlc::Kind::kGeneralized: distance2 = add(KindOf<dlc::Kind::kGeneralized>{}); break;
+      }
+      CHECK(distances[i] == static_cast<float>(std::sqrt(distance2)));
+    }
+    for (int s = 0; s < dlc::kSums; ++s) CHECK(std::fabs(sums[s] - expected[s]) < 1e-12 * (1 + sums[0] + sums[20]));
+  }
 }
 
 // Huber with a huge threshold has unit weights, and takes the road through the matrix root.
@@ -140,6 +189,7 @@ void test_no_correspondences() {
 
 int main() {
   test_same_bits();
+  test_one_by_one();
   test_generalized_roads();
   test_gradient();
   test_no_correspondences();
