@@ -7,11 +7,19 @@ import torch
 from test_ops_cuda import assignment, cloud, host, rigid, same
 
 from dlc_reg import _core, ops
+from dlc_reg.ops import _validate
 
 GPUS = torch.cuda.device_count() if _core.CUDA_BUILT and not _core.CUDA_EMULATED else 0
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(GPUS < 1, reason="no CUDA device, or a build without kernels")]
 
 
+@pytest.fixture
+def no_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host, which waits for a stream to check numbers, would put in order what streams leave unordered."""
+    monkeypatch.setattr(_validate, "finite", lambda *_: None)
+
+
+@pytest.mark.usefixtures("no_checks")
 def test_an_index_is_queried_on_another_stream_after_an_event() -> None:
     device = torch.device("cuda", 0)
     points, query = cloud(300_000, 1), cloud(20_000, 2)
@@ -31,6 +39,7 @@ def test_an_index_is_queried_on_another_stream_after_an_event() -> None:
     assert torch.equal(linearized.indices[linearized.indices >= 0], found[1][:, 0][found[0][:, 0] < 0.1])
 
 
+@pytest.mark.usefixtures("no_checks")
 def test_work_follows_the_current_stream() -> None:
     device = torch.device("cuda", 0)
     points = cloud(5000, 3)
