@@ -41,7 +41,10 @@ def _best(call: Callable[[], object], repeats: int, clock: Clock) -> float:
 
 
 def roofline(cost: Cost, seconds: float, threads: int, clock: Clock) -> dict[str, float]:
-    bandwidth, rate = machine(threads, clock)
+    return against(cost, seconds, *machine(threads, clock))
+
+
+def against(cost: Cost, seconds: float, bandwidth: float, rate: float) -> dict[str, float]:
     memory, arithmetic = cost.bytes / bandwidth, cost.operations / rate
     return {
         "bytes": cost.bytes,

@@ -259,5 +259,5 @@ def test_the_street_thins_out_with_distance():
 
 def test_the_readme_names_every_script():
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert all(f"`{script}.py`" in text for script in SCRIPTS)
+    assert all(f"`{script}.py`" in text for script in (*SCRIPTS, "gpu")) and "benchmarks/gpu.sh" in text
     assert {path.stem for path in Path(FOLDER).glob("*.py")} >= SCRIPTS.keys()
