@@ -48,17 +48,34 @@ def inputs(shape: tuple[int, int, int, int], seed: int) -> dict[str, Tensor]:
 def plain(given: dict[str, Tensor], both_ways: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Energies (K, B) and the poses after the step (K, B, 4, 4), all at once."""
     x = {name: value.to(dtype) for name, value in given.items()}
+    scores = _scores(x)
+    energy, shares = torch.zeros(()), torch.zeros(())
+    for dim, weight, total in _totals(x, scores, both_ways):
+        energy = energy - (weight * total).sum(-1)
+        shares = shares + weight.unsqueeze(dim) * (scores - total.unsqueeze(dim)).exp()
+    return energy / (2 if both_ways else 1), _procrustes(x["source"], x["target"], shares)
+
+
+def energies(given: dict[str, Tensor], both_ways: bool, dtype: torch.dtype) -> Tensor:
+    """Energies (K, B) alone, for their gradients."""
+    x = {name: value.to(dtype) for name, value in given.items()}
+    sides = _totals(x, _scores(x), both_ways)
+    return -torch.stack([(weight * total).sum(-1) for _, weight, total in sides]).mean(0)
+
+
+def _scores(x: dict[str, Tensor]) -> Tensor:
     p, q, poses = x["source"], x["target"], x["poses"]
     moved = p @ poses[..., :3, :3].mT + poses[..., None, :3, 3]
     squared = (moved[..., :, None, :] - q[..., None, :, :]).square().sum(-1)
-    scores = x["affinity"] - x["sharpness"][:, None, None] * squared
-    energy, shares = torch.zeros(()), torch.zeros(())
+    return x["affinity"] - x["sharpness"][:, None, None] * squared
+
+
+def _totals(x: dict[str, Tensor], scores: Tensor, both_ways: bool) -> list[tuple[int, Tensor, Tensor]]:
+    """Of each side: the dimension that is summed over, the weights and the logarithms of the sums."""
+    found = []
     for dim, weight in ((-1, x["source_weight"]), (-2, x["target_weight"]))[: 2 if both_ways else 1]:
-        outlier = x["outlier"][:, None].expand(weight.shape)
-        total = torch.logaddexp(scores.logsumexp(dim), outlier)
-        energy = energy - (weight * total).sum(-1)
-        shares = shares + weight.unsqueeze(dim) * (scores - total.unsqueeze(dim)).exp()
-    return energy / (2 if both_ways else 1), _procrustes(p, q, shares)
+        found.append((dim, weight, torch.logaddexp(scores.logsumexp(dim), x["outlier"][:, None].expand(weight.shape))))
+    return found
 
 
 def _procrustes(p: Tensor, q: Tensor, shares: Tensor) -> Tensor:
@@ -69,7 +86,7 @@ def _procrustes(p: Tensor, q: Tensor, shares: Tensor) -> Tensor:
     sign = torch.ones_like(u[..., 0])
     sign[..., 2] = torch.det(u) * torch.det(vh)
     rotation = (vh.mT * sign.unsqueeze(-2)) @ u.mT
-    poses = torch.eye(4, dtype=p.dtype).repeat(*rotation.shape[:-2], 1, 1)
+    poses = torch.eye(4, dtype=p.dtype, device=p.device).repeat(*rotation.shape[:-2], 1, 1)
     poses[..., :3, :3] = rotation
     poses[..., :3, 3] = (q_mean - p_mean @ rotation.mT).squeeze(-2)
     return poses

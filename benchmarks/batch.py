@@ -19,6 +19,7 @@ from typing import Any
 import clouds
 import harness
 import numpy as np
+import roofline
 import torch
 from clouds import Array
 from harness import OURS, Call, Cases, Checked, Work, gather
@@ -68,7 +69,11 @@ def work(kind: str, options: argparse.Namespace) -> Work:
         steps = "" if np.isnan(iterations) else f", {iterations:.1f} iterations"
         return Checked(share > LEAST, f"{share:.1%} right, median {np.median(degrees):.2f} deg{steps}")
 
-    return Work(options.points, gather(makers), check)
+    found = gather(makers)
+    iterations = float(found[OURS]()[1]) if OURS in found else ITERATIONS  # as many as the work takes, to count it
+    neighbours = NEIGHBOURS if kind == "point_to_plane" else 0
+    cost = roofline.small_icps(kind, len(pairs), options.points, iterations, neighbours)
+    return Work(options.points, found, check, cost)
 
 
 def _ours(pairs: PairBatch, start: Array, distance: float, kind: str, threads: int) -> Call:

@@ -2,9 +2,10 @@
 
     python benchmarks/neighbours.py [--sizes 10000 100000 1000000] [--k 16]
 
-Points of a surface, in random order, look among themselves. "knn": from the arrays to the neighbours, checked against
-SciPy's tree in float64. "normals": from the arrays to unit normals, checked against the eigenvectors of the true
-neighbours' covariances in float64 where these are clear (the middle eigenvalue three times the least).
+Points of a surface, in random order, look among themselves; at the first size so do those of a street that a LiDAR
+sees, whose density falls off. "knn": from the arrays to the neighbours, checked against SciPy's tree in float64.
+"normals": from the arrays to unit normals, checked against the eigenvectors of the true neighbours' covariances in
+float64 where these are clear (the middle eigenvalue three times the least).
 """
 
 from __future__ import annotations
@@ -53,14 +54,16 @@ class Normals:
         return Checked(wrong == 0, remark)
 
 
-def knn(points: int, options: argparse.Namespace, names: tuple[str, ...] | None = None) -> Work:
-    p = clouds.cloud("surface", points, options.seed).astype(np.float32)
+def knn(points: int, options: argparse.Namespace, kind: str = "surface") -> Work:
+    p = clouds.cloud(kind, points, options.seed).astype(np.float32)
     cost = roofline.both(roofline.build(points), roofline.search(points, points, options.k))
-    return Work(points, searchers(p, p, options.threads, options.k, names=names), Oracle(p, p, options.k), cost)
+    return Work(points, searchers(p, p, options.threads, options.k), Oracle(p, p, options.k), cost)
 
 
-def normals(points: int, options: argparse.Namespace, names: tuple[str, ...] | None = None) -> Work:
-    p = clouds.cloud("surface", points, options.seed)
+def normals(
+    points: int, options: argparse.Namespace, names: tuple[str, ...] | None = None, kind: str = "surface"
+) -> Work:
+    p = clouds.cloud(kind, points, options.seed)
     makers: dict[str, Callable[[], Call]] = {
         OURS: lambda: _ours(p, options.k, options.threads),
         "small_gicp": lambda: _small_gicp(p, options.k, options.threads),
@@ -120,6 +123,9 @@ def cases(options: argparse.Namespace) -> Cases:
     for n in options.sizes:
         found[f"knn, k = {options.k}, {n:,} points"] = lambda n=n: knn(n, options)  # type: ignore[misc]
         found[f"normals, k = {options.k}, {n:,} points"] = lambda n=n: normals(n, options)  # type: ignore[misc]
+    n, street = options.sizes[0], f"k = {options.k}, street, {options.sizes[0]:,} points"
+    found[f"knn, {street}"] = lambda: knn(n, options, "lidar")
+    found[f"normals, {street}"] = lambda: normals(n, options, kind="lidar")
     return found
 
 

@@ -9,12 +9,12 @@ from growth import curves
 from harness import OURS, Result
 
 
-def draw(results: Sequence[Result], folder: Path) -> list[Path]:
-    """SVG files, one a benchmark and number of threads; none where matplotlib is not installed."""
+def draw(results: Sequence[Result], folder: Path) -> list[Path] | None:
+    """SVG files, one a benchmark and number of threads; None where matplotlib is not installed."""
     try:
         import matplotlib
     except ImportError:
-        return []
+        return None
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "benchmarks"  # the same figures make the same file
     found = []

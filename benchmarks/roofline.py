@@ -41,7 +41,10 @@ def _best(call: Callable[[], object], repeats: int, clock: Clock) -> float:
 
 
 def roofline(cost: Cost, seconds: float, threads: int, clock: Clock) -> dict[str, float]:
-    bandwidth, rate = machine(threads, clock)
+    return against(cost, seconds, *machine(threads, clock))
+
+
+def against(cost: Cost, seconds: float, bandwidth: float, rate: float) -> dict[str, float]:
     memory, arithmetic = cost.bytes / bandwidth, cost.operations / rate
     return {
         "bytes": cost.bytes,
@@ -83,12 +86,20 @@ def voxels(points: int, groups: int) -> Cost:
     return Cost(points * (12 + 16 * 2 * 4 + 8) + groups * 12, points * 20)
 
 
-def icp(kind: str, source: int, target: int, iterations: int) -> Cost:
+def icp(kind: str, source: int, target: int, iterations: float) -> Cost:
     """A search a step and one at the end, its points gathered; a row of the system is 27 products and as many sums."""
     attributes, rows = {"point_to_point": (0, 3), "point_to_plane": (12, 1), "generalized": (48, 3)}[kind]
     once = search(source, target)
     step = Cost(once.bytes + source * (12 + attributes), once.operations + source * (30 + rows * 54))
     return both(build(target), Cost((iterations + 1) * step.bytes, (iterations + 1) * step.operations))
+
+
+def small_icps(kind: str, pairs: int, points: int, iterations: float, neighbours: int) -> Cost:
+    """The operations of as many ICPs, normals included if they have neighbours; all but the clouds stays in cache."""
+    one = icp(kind, points, points, iterations)
+    if neighbours:
+        one = both(one, search(points, points, neighbours), geometry(points, neighbours))
+    return Cost(pairs * (2 * points * 12 + 128), pairs * one.operations)
 
 
 def fpfh(points: int, neighbours: float) -> Cost:

@@ -76,6 +76,8 @@ def main() -> None:
     if not results:
         raise SystemExit("nothing was measured")
     pictures = plots.draw(results, options.out)
+    if pictures is None:
+        print("no plots: matplotlib is not installed (pip install matplotlib)")
     report = _report(texts, results, pictures)
     (options.out / "results.md").write_text(report, encoding="utf-8")
     (options.out / "results.json").write_text(json.dumps(texts, indent=1) + "\n", encoding="utf-8")
@@ -128,7 +130,7 @@ def _targets(results: list[harness.Result]) -> str:
     return markdown(targets.HEADER, targets.rows(results))
 
 
-def _report(texts: list[dict[str, Any]], results: list[harness.Result], pictures: list[Path]) -> str:
+def _report(texts: list[dict[str, Any]], results: list[harness.Result], pictures: list[Path] | None) -> str:
     parts = ["# Benchmarks", harness.summary(texts[0]["about"]), "## Targets", _targets(results)]
     for text in texts:
         mine = [r for r in results if [r.benchmark, r.threads] == _key(text)]
@@ -136,7 +138,7 @@ def _report(texts: list[dict[str, Any]], results: list[harness.Result], pictures
             continue
         benchmark, threads = mine[0].benchmark, mine[0].threads
         parts += [f"## {benchmark}, {threads} thread(s)", text["description"].split("\n\n")[0].strip()]
-        parts += [f"![{path.stem}]({path.name})" for path in pictures if path.stem == f"{benchmark}-{threads}"]
+        parts += [f"![{path.stem}]({path.name})" for path in pictures or [] if path.stem == f"{benchmark}-{threads}"]
         parts += ["\n".join(text["notes"]).strip()] if text["notes"] else []
         parts += [harness.table(result) for result in mine]
     return "\n\n".join(parts) + "\n"

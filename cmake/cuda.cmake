@@ -39,10 +39,11 @@ if(DLC_REG_CUDA STREQUAL "EMULATED")
   target_link_libraries(dlc_cuda INTERFACE dlc_cuda_emulated)
   target_compile_definitions(dlc_cuda INTERFACE DLC_CUDA=1 DLC_CUDA_EMULATED=1)
 elseif(DLC_REG_CUDA)  # AUTO or true
-  # The machine code of the data-centre GPUs in use, and PTX that the driver compiles for every later one. Never
-  # `native`: a package is often built on another machine than it runs on.
+  # Machine code for every GPU from Turing to Hopper (that of 8.0 runs on 8.6 to 8.9, too), and PTX of 9.0 that the
+  # driver compiles for every later one. nvcc 12.0 knows no more than these; nvcc 13 no less than 7.5. Never `native`:
+  # a package is often built on another machine than it runs on.
   if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
-    set(CMAKE_CUDA_ARCHITECTURES 80-real 90 CACHE STRING "CUDA architectures")
+    set(CMAKE_CUDA_ARCHITECTURES 75-real 80-real 90 CACHE STRING "CUDA architectures")
   endif()
   dlc_find_cuda(cuda_found)
   if(cuda_found)

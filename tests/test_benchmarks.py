@@ -147,14 +147,74 @@ def test_the_check_of_normals_notices_a_tilt():
     assert check("", up).remark.startswith("1 of 500")
 
 
-def test_the_check_of_voxels_knows_both_grids():
+def test_the_check_of_voxels_knows_both_grids_and_every_mean():
     from voxels import Means
 
     points = np.array([[0.1, 0.1, 0.1], [0.9, 0.9, 0.9], [1.1, 1.1, 1.1]])
+    on_zero = np.array([[1.1] * 3, [0.5] * 3])  # in any order
+    on_least = np.array([[0.1] * 3, [1.0] * 3])
     check = Means(points, 1.0)
-    assert check.on_zero[0] == 2 and np.allclose(sorted(check.on_zero[1][:, 0]), [0.5, 1.1])
-    assert check.on_least[0] == 2 and np.allclose(sorted(check.on_least[1][:, 0]), [0.1, 1.0])
-    assert not check("dlc_reg", points).right
+    assert check("small_gicp", on_zero).right and check("dlc_reg", on_least).right
+    assert not check("small_gicp", on_least).right and not check("dlc_reg", points).right
+    apart = np.array([[0.01, -0.01, 0.0], [-0.01, 0.01, 0.0]])
+    assert check("dlc_reg", on_least + apart).remark == "2 voxels, 2 of 2 wrong"  # their sum is right
+    assert not check("dlc_reg", on_least[[0, 0]]).right and not check("dlc_reg", on_least[:1]).right
+
+
+def test_the_check_of_balls_notices_another_point_and_a_wrong_distance():
+    from radius import Balls, Lists, Neighbours
+
+    points = np.array([[0, 0, 0], [1, 0, 0], [3, 0, 0]], dtype=np.float32)
+    check = Neighbours(points, 1.5)
+    splits = np.array([0, 2, 4, 5])
+    right, distances = np.array([0, 1, 1, 0, 2]), np.array([0.0, 1, 0, 1, 0])
+    assert check("", Balls(right, splits)).right and check("", Balls(right, splits, distances)).right
+    assert check("", Lists([[1, 0], [0, 1], [2]])).right
+    for wrong in (
+        Balls(np.array([0, 1, 1, 2, 2]), splits),  # as many as there are
+        Balls(np.array([0, 1, 1, 1, 2]), splits),  # one of them twice
+        Balls(right, splits, distances + np.array([0, 0.01, 0, 0, 0])),
+        Balls(np.array([1, 0, 1, 0, 2]), splits, np.array([1.0, 0, 0, 1, 0])),  # not the nearest first
+    ):
+        assert check("", wrong).remark == "1 of 3 points' neighbours wrong"
+    assert not check("", Lists([[0], [0, 1], [2]])).right
+
+
+def test_features_are_checked_without_open3d(monkeypatch):
+    import clouds
+    from features import Alike, _ours
+    from radius import radius_for
+
+    monkeypatch.setitem(sys.modules, "open3d", None)
+    points, normals = clouds.surface(3000, 0)
+    given = points, normals, radius_for(points, 60)
+    right = _ours(*given, 1)()
+    check = Alike(*given)
+    assert check("", right).right and "with the twin" in check("", right).remark
+    assert 50 < len(check.true[0][1]) < 1000  # a part, whole
+    assert not check("", right.roll(11, 1)).right
+
+
+def test_poses_on_the_way_are_checked():
+    import argparse
+
+    import icp
+
+    options = argparse.Namespace(seed=0, iterations=3, threads=1)
+    work = icp.work("point_to_plane", 1000, options, names=("dlc_reg",), early=True)
+    answer = work.contenders["dlc_reg"]()
+    assert work.check("dlc_reg", answer).right
+    behind = np.array(answer[0]), 3
+    behind[0][0, 3] += 0.03  # farther than ours may be, nearer than the start
+    assert not work.check("dlc_reg", behind).right and work.check("small_gicp", behind).right
+    assert not work.check("small_gicp", (np.eye(4), 3)).right
+
+
+def test_plots_that_are_left_out_are_told_from_none(monkeypatch, tmp_path):
+    import plots
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert plots.draw([], tmp_path) is None
 
 
 def test_exponents_of_known_laws():
@@ -199,5 +259,5 @@ def test_the_street_thins_out_with_distance():
 
 def test_the_readme_names_every_script():
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert all(f"`{script}.py`" in text for script in SCRIPTS)
+    assert all(f"`{script}.py`" in text for script in (*SCRIPTS, "gpu")) and "benchmarks/gpu.sh" in text
     assert {path.stem for path in Path(FOLDER).glob("*.py")} >= SCRIPTS.keys()

@@ -23,18 +23,23 @@ if _core.CUDA_EMULATED:
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not DEVICES, reason="no CUDA device, or a build without kernels")]
 
 
-@pytest.fixture(params=DEVICES or ["none"])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
-    if request.param == "emulated":
+def on(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    """One of DEVICES, for the length of a test."""
+    if name == "emulated":
         monkeypatch.setattr(_cuda, "takes", lambda tensor: True)
         yield torch.device("cpu")
         return
-    chosen = torch.device(request.param)
+    chosen = torch.device(name)
     stream = torch.cuda.Stream(chosen)  # not the default one
     stream.wait_stream(torch.cuda.default_stream(chosen))
     with torch.cuda.stream(stream):
         yield chosen
     torch.cuda.synchronize(chosen)
+
+
+@pytest.fixture(params=DEVICES or ["none"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    yield from on(request.param, monkeypatch)
 
 
 def cloud(n: int, seed: int, scale: float = 1.0) -> Tensor:
