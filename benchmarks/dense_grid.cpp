@@ -1,4 +1,4 @@
-// Would a dense grid answer bounded nearest-neighbour searches faster than the tree? No: that is why there is none.
+// Would a dense grid answer bounded nearest-neighbour searches faster than the tree? At its best as fast, so there is none.
 //
 //   g++ -O3 -std=c++17 -ffp-contract=off -Icsrc benchmarks/dense_grid.cpp csrc/core/*.cpp -lpthread -o dense_grid
 //   ./dense_grid

@@ -1,6 +1,6 @@
 """Every table and plot of the CPU kernels, in one command.
 
-    python benchmarks/run.py [--quick] [--threads 1 2] [--data TARGET [QUERIES]] [--out FOLDER]
+    python benchmarks/run.py [--quick | --targets] [--threads 1 2] [--data TARGET [QUERIES]] [--out FOLDER]
 
 Writes FOLDER/results.md, results.json and plots (SVG, where matplotlib is installed), and prints which targets are
 reached. Everything takes hours on two cores, most of it in other libraries; `--quick` half an hour, without the clouds
@@ -45,6 +45,15 @@ QUICK = {
     "assignment": [],
     "growth": ["--largest", "100000"],
 }
+LIBRARIES = ["--against", "Open3D legacy", "Open3D tensor", "small_gicp"]
+FOR_TARGETS = {
+    "nearest": ["--sizes", "100000", MILLION, "--only", "surface*all included", "--against", "pykdtree", "small_gicp"],
+    "neighbours": ["--sizes", MILLION, "--only", "normals*", *LIBRARIES],
+    "voxels": ["--sizes", MILLION, *LIBRARIES],
+    "icp": ["--sizes", "100000", MILLION, "--only", "*[de], 1*", "--against", "Open3D legacy", "small_gicp"],
+    "batch": ["--pairs", "256", "--points", "1024", "--only", "point_to_plane*"],
+    "growth": ["--largest", "10000000", "--peers", "1000"],
+}
 TINY = {
     "nearest": ["--sizes", "500", "--only", "*near, all*"],
     "neighbours": ["--sizes", "500"],
@@ -60,14 +69,14 @@ TINY = {
 
 def main() -> None:
     options = _options()
-    level = TINY if options.tiny else QUICK if options.quick else FULL
+    level = TINY if options.tiny else QUICK if options.quick else FOR_TARGETS if options.targets else FULL
     hurry = ["--repeats", "3", "--budget", "0.2"] if options.tiny else ["--repeats", "5", "--budget", "10"]
     texts, results = [], []
     for threads in options.threads:
         for name, arguments in level.items():
             if options.only and name not in options.only:
                 continue
-            extra = hurry if options.tiny or options.quick else []
+            extra = hurry if options.tiny or options.quick or options.targets else []
             common = ["--threads", str(threads), "--clock", options.clock, "--seed", str(options.seed)]
             text, found = _benchmark(name, [*arguments, *extra, *common, *_own(name, options)], options.out)
             if text is not None:
@@ -87,6 +96,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--targets", action="store_true", help="only what the targets are about")
     parser.add_argument("--tiny", action="store_true", help="only to see that everything runs: its times mean nothing")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--clock", choices=harness.CLOCKS, default="wall", help="cpu: with --threads 1 only")
