@@ -26,6 +26,7 @@ from dlc_reg.ops._hypotheses import (
     refine_poses,
 )
 from dlc_reg.ops._icp_batch import BatchResult, icp_batch
+from dlc_reg.ops._knn_batch import knn_batch, neighbour_normals
 from dlc_reg.ops._linearize import KERNELS, KINDS, Linearization, Moments, SearchMemory, linearize
 from dlc_reg.ops._neighbourhoods import (
     estimate_covariances,
@@ -54,10 +55,12 @@ __all__ = [
     "icp_batch",
     "judge_poses",
     "knn",
+    "knn_batch",
     "linearize",
     "morton_order",
     "mutual_matches",
     "nearest_features",
+    "neighbour_normals",
     "propose_poses",
     "radius_search",
     "refine_poses",

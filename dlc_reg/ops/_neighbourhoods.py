@@ -45,7 +45,8 @@ def morton_order(points: ArrayT, *, num_threads: int | None = None) -> ArrayT:
     Queries in this order find the search tree's nodes in the cache. Equal codes keep their order.
     """
     p = _validate.points("points", points, allow_empty=True)
-    order: ArrayT = _validate.like(points, _library.morton_order(p, _validate.threads(num_threads)))
+    run = _library.morton_order_op if _library.watched(p) else _library.morton_order
+    order: ArrayT = _validate.like(points, run(p, _validate.threads(num_threads)))
     return order
 
 

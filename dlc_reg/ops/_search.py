@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -61,6 +62,22 @@ def radius_search(
     return _validate.like(query, distances), _validate.like(query, indices), _validate.like(query, splits)
 
 
+_ALIVE: weakref.WeakValueDictionary[tuple[torch.device, int], SearchIndex] = weakref.WeakValueDictionary()
+
+
+def _key(points: Tensor) -> tuple[torch.device, int]:
+    """Where an index keeps its points. They are its own copy, so that while it lives no others are there."""
+    return points.device, points.data_ptr()
+
+
+def index_over(points: Tensor) -> SearchIndex:
+    """The index whose points these are, or a new one."""
+    found = _ALIVE.get(_key(points))
+    if found is not None and found.points.shape == points.shape and points.is_contiguous():
+        return found
+    return SearchIndex(points)
+
+
 class SearchIndex:
     """A search tree over points (M, 3), float32 or float64, M >= 1: built once, queried often.
 
@@ -72,6 +89,7 @@ class SearchIndex:
     def __init__(self, points: Array, *, num_threads: int | None = None) -> None:
         self.points: Tensor = _library.checked("points", _validate.points("points", points)).clone()
         self.tree = _library.build_tree(self.points, _validate.threads(num_threads))
+        _ALIVE[_key(self.points)] = self
 
     def __len__(self) -> int:
         return len(self.points)
