@@ -196,7 +196,8 @@ def test_a_graph_of_batches(device: torch.device) -> None:
     def run() -> tuple[Tensor, ...]:
         found = ops.icp_batch(source, target, start, max_distance=0.1, target_mask=mask)
         near = ops.knn_batch(source, target, 5, points_mask=mask)
-        return found.transformations, *near, ops.neighbour_normals(target, near[1])
+        normals = ops.neighbour_normals(target, near[1]), ops.estimate_normals(source[1])
+        return found.transformations, *near, *normals, ops.morton_order(source[0]), *ops.knn(source[0], target[0], 3)
 
     graph, found = capture(run)
     start[:, 0, 3] = 0.01

@@ -48,6 +48,8 @@ void scatter(const Cloud& cloud, int64_t room, int k, T missing, T* values) {
 
 }  // namespace
 
+// A tree for small clouds, too: for k = 1 comparing with every point, by AVX2, is as fast at 512 points and takes 0.6 of
+// the time at 256, but twice as long at 1,024; for k = 20 it takes at least twice as long at any size.
 void knn_batch(const PaddedClouds& queries, const PaddedClouds& points, int64_t batch, int k, float max_distance,
                float* distances, int64_t* indices, int num_threads) {
   const int64_t room = queries.rows * k;

@@ -95,8 +95,7 @@ def icp_batch(
     start = None if init is None else _starts(init, batch)
     if start is not None:
         _validate.same_device("init", start, "source", p)
-    given = [x for x in (p, q, start) if x is not None]
-    run = icp_batch_op if _library.watched(*given) else _icp_batch
+    run = icp_batch_op if _library.watched(p, q, start) else _icp_batch
     workers = _validate.threads(num_threads)
     return BatchResult(*run(p, q, p_mask, q_mask, start, kind_id, limit, count, bound, k, workers))
 

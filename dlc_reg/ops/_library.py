@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from dlc_reg import _core
 from dlc_reg.errors import InputError
@@ -21,13 +22,19 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
-def watched(*tensors: Tensor) -> bool:
+def watched(*tensors: Tensor | None) -> bool:
     """Whether a call must go through the dispatcher."""
     if torch.compiler.is_compiling():
         return True
-    if any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors):  # fake tensors and other subclasses
-        return True
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    grad = torch.is_grad_enabled()
+    for tensor in tensors:  # a loop, for this is a good part of what a small call costs
+        if tensor is None:
+            continue
+        if type(tensor) is not Tensor and type(tensor) is not Parameter:  # fake tensors and other subclasses
+            return True
+        if grad and tensor.requires_grad:
+            return True
+    return False
 
 
 def host(argument: str, tensor: Tensor) -> Tensor:

@@ -209,12 +209,11 @@ def linearize(
     normals_of_target = _rows(kind, ("point_to_plane", "symmetric"), "target_normals", target_normals, 3, p, m)
     covariances_of_source = _rows(kind, ("generalized",), "source_covariances", source_covariances, 6, p, n)
     covariances_of_target = _rows(kind, ("generalized",), "target_covariances", target_covariances, 6, p, m)
-    pose = _validate.as_tensor("transform", transform)
+    pose = _validate.matrix("transform", transform)
     matches = None if correspondences is None else _indices(correspondences, p, n)
     data = (normals_of_source, covariances_of_source, normals_of_target, covariances_of_target)
     workers = _validate.threads(num_threads)
-    if _library.watched(p, pose, *(x for x in data if x is not None)):
-        _validate.pose_matrix("transform", pose)  # its numbers are checked where they are
+    if _library.watched(p, pose, *data):
         return Linearization(
             kind, *linearize_op(p, index.points, pose, *data, matches, kind_id, limit, kernel_id, scale, workers)
         )
@@ -243,7 +242,7 @@ def _linearize(
     num_threads: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums, indices and distances, of arguments of the right shapes and dtypes."""
-    p, n, m = _library.placed(source), len(source), len(index)
+    p, n, m = _library.placed(source), source.shape[0], index.points.shape[0]
     search = correspondences is None
     if correspondences is None:
         indices = torch.empty(n, dtype=torch.int64, device=p.device)
@@ -251,11 +250,9 @@ def _linearize(
         indices = _checked_indices(correspondences, m)
     distances = torch.empty(n, dtype=torch.float32, device=p.device)
     sums = torch.empty(_core.LINEARIZE_SUMS, dtype=torch.float64, device=p.device)
-    rows = [
-        None if x is None else _library.placed(x)
-        for x in (source_normals, source_covariances, target_normals, target_covariances)
-    ]
-    addresses = [_cuda.address(x) for x in rows]
+    given = (source_normals, source_covariances, target_normals, target_covariances)
+    rows = [None if x is None else _library.placed(x) for x in given]
+    addresses = [0 if x is None else x.data_ptr() for x in rows]
     source_side = (p.data_ptr(), *addresses[:2], n)
     target_side = (index.points.data_ptr(), *addresses[2:])
     objective = (limit, kernel, scale)
@@ -283,7 +280,7 @@ def _device_pose(transform: Tensor) -> tuple[Tensor, tuple[int, int]]:
     if not _validate.capturing(transform):
         pose = _validate.pose("transform", transform)
         return pose, (pose.data_ptr(), 0)
-    pose = _validate.pose_matrix("transform", transform)
+    pose = transform.detach().to(torch.float64).contiguous()
     return pose, (0, pose.data_ptr())
 
 

@@ -35,7 +35,8 @@ def knn(
 
     Distances carry gradients to `query` and `points` (zero where a distance is zero). The search is in float32:
     subtract a common origin from large coordinates first. CUDA tensors are searched on their device; more than 64
-    neighbours there take a sort over all points. Works under `torch.compile(fullgraph=True)`.
+    neighbours there take a sort over all points. Works under `torch.compile(fullgraph=True)`; a CUDA graph can capture
+    it, and then checks no values.
 
     Raises:
         InputError: wrong shape or dtype, no points, NaN or infinity, k < 1, a negative or NaN distance.
@@ -54,7 +55,8 @@ def radius_search(
     """All of `points` strictly nearer than `radius` (in their unit) to each row of `query`.
 
     Returns distances (T,) float32, indices (T,) int64 and splits (N + 1,) int64: the neighbours of query i are the
-    entries splits[i]:splits[i + 1], nearest first, equal distances by index. Otherwise as `knn`.
+    entries splits[i]:splits[i + 1], nearest first, equal distances by index. Otherwise as `knn`, but that no CUDA graph
+    can capture it: T depends on the data.
     """
     q, p = _query_and_points(query, points)
     run = _library.radius_search_op if _library.watched(q, p) else _library.radius_search

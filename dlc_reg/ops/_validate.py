@@ -138,19 +138,19 @@ def limit(argument: str, value: float | None) -> float:
     return math.inf if value is None else length(argument, value)
 
 
-def pose_matrix(argument: str, value: object) -> Tensor:
-    """A (4, 4) float64 tensor on its device, row-major in memory; its numbers are not looked at."""
-    tensor = as_tensor(argument, value).detach()
-    if tuple(tensor.shape) != (4, 4):
+def matrix(argument: str, value: object) -> Tensor:
+    """A floating-point tensor (4, 4); its numbers are not looked at."""
+    tensor = as_tensor(argument, value)
+    if tensor.shape != (4, 4):
         raise InputError(argument, f"shape {tuple(tensor.shape)}", "shape (4, 4)")
     if not tensor.is_floating_point():
         raise InputError(argument, f"dtype {tensor.dtype}", "a floating-point dtype")
-    return tensor.to(torch.float64).contiguous()
+    return tensor
 
 
 def pose(argument: str, value: object) -> Tensor:
     """A (4, 4) float64 tensor on the CPU, row-major in memory, finite, with the last row (0, 0, 0, 1)."""
-    tensor = pose_matrix(argument, value).cpu()
+    tensor = matrix(argument, value).detach().to("cpu", torch.float64).contiguous()
     values = tensor.flatten().tolist()
     if not all(map(math.isfinite, values)):
         raise InputError(argument, "NaN or infinity", "finite numbers")
