@@ -195,6 +195,7 @@ CUDA_BUILT: bool
 CUDA_EMULATED: bool
 """The kernels run on the host, over host memory: a build for tests."""
 CUDA_MAX_NEIGHBOURS: int
+CUDA_MAX_RAGGED_NEIGHBOURS: int
 
 def cuda_device_count() -> int: ...
 def cuda_why_no_device() -> str: ...

@@ -1,5 +1,7 @@
 """The operators under torch: schema, shapes without data, gradients, compilation, subclasses."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -104,17 +106,18 @@ def scene() -> tuple[ops.SearchIndex, torch.Tensor, torch.Tensor]:
     return index, index.points[::2] + 0.01 * cloud(30, 21), pose
 
 
-def test_linearize_compiles_into_one_graph() -> None:
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_linearize_compiles_into_one_graph(dynamic: bool | None) -> None:
     index, source, pose = scene()
-    normals = ops.estimate_normals(index)
 
-    def step(source: torch.Tensor, pose: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(source: torch.Tensor, pose: torch.Tensor, index: ops.SearchIndex, normals: torch.Tensor) -> Any:
         found = ops.linearize("point_to_plane", source, index, pose, max_distance=0.5, target_normals=normals)
         return torch.linalg.solve(found.hessian, -found.gradient), found.indices
 
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    for moved in (source, source + 0.01):
-        for found, expected in zip(compiled(moved, pose), step(moved, pose), strict=True):
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for moved, other in ((source, index), (source[:20], index), (source, ops.SearchIndex(cloud(55, 24)))):
+        arguments = (moved, pose, other, ops.estimate_normals(other))
+        for found, expected in zip(compiled(*arguments), step(*arguments), strict=True):
             torch.testing.assert_close(found, expected)
 
 

@@ -29,6 +29,7 @@ cuda::Workspace workspace(Address memory, std::size_t bytes) { return {pointer<v
 
 void bind_searches(nb::module_& module) {
   module.attr("CUDA_MAX_NEIGHBOURS") = cuda::kMaxNeighbours;
+  module.attr("CUDA_MAX_RAGGED_NEIGHBOURS") = cuda::kMaxRaggedNeighbours;
   module.def("cuda_sort_bytes", &cuda::sort_bytes);
   module.def("cuda_tree_bytes", &cuda::tree_bytes);
   module.def("cuda_morton_order", [](int device, Address stream, Address points, int64_t n, int bits, Address order,

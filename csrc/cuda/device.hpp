@@ -26,7 +26,8 @@ std::string why_no_device();
 
 // --- sorting and searching ---
 
-constexpr int kMaxNeighbours = 64;
+constexpr int kMaxNeighbours = 64;         // of a search in a tree
+constexpr int kMaxRaggedNeighbours = 128;  // of one without
 
 struct Workspace {
   void* memory;
@@ -53,7 +54,7 @@ void knn(Call call, TreeMemory tree, const float* queries, const int32_t* order,
 // Ragged batches of small clouds, without a tree: queries query_splits[b] to query_splits[b + 1] look among points
 // point_splits[b] to point_splits[b + 1]; indices count from the cloud's first point. Splits: (batch + 1). A point that
 // is not finite is never found, and such a query finds nothing.
-// longest: at least the largest number of queries in a cloud.
+// longest: at least the largest number of queries in a cloud; k <= kMaxRaggedNeighbours.
 void knn_ragged(Call call, const float* points, const int64_t* point_splits, const float* queries,
                 const int64_t* query_splits, int64_t batch, int64_t longest, int k, float max_distance,
                 float* distances, int64_t* indices);

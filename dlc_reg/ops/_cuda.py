@@ -153,7 +153,7 @@ def knn(query: Tensor, points: Tensor, k: int, limit: float) -> tuple[Tensor, Te
 def knn_ragged(
     query: Tensor, query_splits: Tensor, points: Tensor, point_splits: Tensor, k: int, limit: float, longest: int
 ) -> tuple[Tensor, Tensor]:
-    """Cloud b of a batch is rows splits[b]:splits[b + 1]; indices count from its first point. k <= 64.
+    """Cloud b of a batch is rows splits[b]:splits[b + 1]; indices count from its first point. k <= 128.
 
     Splits are (B + 1,) int64 on the device; no cloud has more than `longest` queries.
     """
@@ -182,7 +182,7 @@ def knn_batch(
     m = points.shape[1]
     # What is not finite is neither found nor finds anything, so that padding need not be packed away.
     p = points if points_mask is None else points.masked_fill(~points_mask[:, :, None], math.inf)
-    if k > _core.CUDA_MAX_NEIGHBOURS:
+    if k > _core.CUDA_MAX_RAGGED_NEIGHBOURS:
         distances, indices = _rows(query.reshape(-1, 3), k)
         for b in range(batch):
             rows = slice(b * n, (b + 1) * n)

@@ -41,7 +41,7 @@ def knn_batch(
 
     Distances carry gradients as those of `knn`. CUDA tensors are searched on their device without anything copied to
     the host; the search can be captured in a CUDA graph (which checks no values), as it can be compiled with
-    `torch.compile(fullgraph=True)`. Every query is compared with every point of its cloud there, and more than 64
+    `torch.compile(fullgraph=True)`. Every query is compared with every point of its cloud there, and more than 128
     neighbours take a sort over them.
 
     Raises:

@@ -128,7 +128,7 @@ def length(argument: str, value: object, *, positive: bool = False) -> float:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         raise InputError(argument, repr(value), expected) from None
-    if math.isnan(number) or number < 0 or (positive and (number == 0 or math.isinf(number))):
+    if not number >= 0 or (positive and not 0 < number < math.inf):  # comparisons alone, which torch.compile follows
         raise InputError(argument, str(number), expected)
     return number
 
