@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dlc_reg import ops
 from dlc_reg.errors import InputError
+from dlc_reg.networks.neighbours import neighbourhoods
 from dlc_reg.ops import _knn_batch, _reference
 
 pytestmark = pytest.mark.usefixtures("one_thread_for_torch")
@@ -194,6 +195,19 @@ def test_normals_are_those_of_each_cloud(k: int) -> None:
     for b in range(1, 5):
         assert torch.equal(normals[b, mask[b]], ops.estimate_normals(points[b, mask[b]], k))
     assert torch.equal(normals[~mask], torch.tensor([0.0, 0.0, 1.0]).expand(int((~mask).sum()), 3))
+
+
+@pytest.mark.parametrize("radius", [None, INF, 1.5])
+def test_networks_neighbourhoods_in_clouds_of_few_points(radius: float | None) -> None:
+    points, mask = clouds(5, 12, 33), masks(5, 12, 34)
+    found = neighbourhoods(points, mask, 20, radius=radius, normals_from=4)
+    own = torch.arange(12)[None, :, None].expand(5, 12, 20)
+    assert torch.equal(found.rows[~found.real], own[~found.real]) and not found.real[~mask].any()
+    apart = (points[:, :, None] - points[:, None]).norm(dim=-1)
+    near = apart <= (INF if radius is None else radius)
+    expected = (near & mask[:, None, :] & mask[:, :, None]).sum(-1)
+    assert torch.equal(found.real.sum(-1), expected) and expected.max() > 3
+    assert found.normals is not None and (found.normals[~mask] == 0).all()
 
 
 def test_rows_that_are_no_points_are_passed_over() -> None:

@@ -42,7 +42,9 @@ def neighbourhoods(
     width = max(k + skip, normals_from)
     distances, near = ops.knn_batch(points, points, width, query_mask=mask, points_mask=mask)
     wanted = slice(skip, k + skip)
-    real = torch.isfinite(distances[..., wanted]) if radius is None else distances[..., wanted] <= radius
+    real = near[..., wanted] >= 0
+    if radius is not None:
+        real &= distances[..., wanted] <= radius
     own = torch.arange(points.shape[1], device=points.device)[None, :, None]
     rows = torch.where(real, near[..., wanted], own)
     if not normals_from:
