@@ -41,6 +41,23 @@ def normals(
     covariances: int,
     num_threads: int,
 ) -> None: ...
+def normals_of_rows(
+    points: int, m: int, rows: int, batch: int, n: int, k: int, normals: int, num_threads: int
+) -> None: ...
+def knn_batch(
+    queries: int,
+    query_mask: int,
+    n: int,
+    points: int,
+    points_mask: int,
+    m: int,
+    batch: int,
+    k: int,
+    max_distance: float,
+    distances: int,
+    indices: int,
+    num_threads: int,
+) -> None: ...
 def morton_order(points: int, n: int, order: int, num_threads: int = 0) -> None: ...
 def simd_level() -> str: ...
 def linearize(
@@ -146,28 +163,31 @@ def soft_assignment(
     num_threads: int,
     /,
 ) -> None: ...
-def icp_batch(
-    kind: int,
-    source: int,
-    target: int,
-    source_mask: int,
-    target_mask: int,
-    start: int,
-    batch: int,
-    n: int,
-    m: int,
-    max_distance: float,
-    max_iterations: int,
-    tolerance: float,
-    neighbours: int,
-    poses: int,
-    fitness: int,
-    rmse: int,
-    iterations: int,
-    converged: int,
-    num_threads: int,
-    /,
-) -> None: ...
+
+class IcpBatch:
+    def __init__(
+        self,
+        kind: int,
+        source: int,
+        target: int,
+        source_mask: int,
+        target_mask: int,
+        start: int,
+        batch: int,
+        n: int,
+        m: int,
+        max_distance: float,
+        max_iterations: int,
+        tolerance: float,
+        neighbours: int,
+        poses: int,
+        fitness: int,
+        rmse: int,
+        iterations: int,
+        converged: int,
+        /,
+    ) -> None: ...
+    def run(self, num_threads: int, /) -> None: ...
 
 # --- CUDA (csrc/cuda): addresses of device memory; only where CUDA_BUILT ---
 
@@ -175,6 +195,7 @@ CUDA_BUILT: bool
 CUDA_EMULATED: bool
 """The kernels run on the host, over host memory: a build for tests."""
 CUDA_MAX_NEIGHBOURS: int
+CUDA_MAX_RAGGED_NEIGHBOURS: int
 
 def cuda_device_count() -> int: ...
 def cuda_why_no_device() -> str: ...
@@ -244,6 +265,9 @@ def cuda_normals(
     covariances: int,
     /,
 ) -> None: ...
+def cuda_normals_of_rows(
+    device: int, stream: int, points: int, m: int, rows: int, batch: int, n: int, k: int, normals: int, /
+) -> None: ...
 def cuda_voxel_order(
     device: int,
     stream: int,
@@ -275,6 +299,7 @@ def cuda_linearize(
     target_normals: int,
     target_covariances: int,
     host_transform: int,
+    transform: int,
     max_distance: float,
     kernel: int,
     kernel_parameter: float,
@@ -286,30 +311,7 @@ def cuda_linearize(
     /,
 ) -> None: ...
 def cuda_icp_batch_bytes(batch: int, n: int, m: int, /) -> int: ...
-def cuda_icp_batch(
-    device: int,
-    stream: int,
-    kind: int,
-    source: int,
-    target: int,
-    source_mask: int,
-    target_mask: int,
-    start: int,
-    batch: int,
-    n: int,
-    m: int,
-    max_distance: float,
-    max_iterations: int,
-    tolerance: float,
-    neighbours: int,
-    poses: int,
-    fitness: int,
-    rmse: int,
-    iterations: int,
-    converged: int,
-    scratch: int,
-    /,
-) -> None: ...
+def cuda_icp_batch(device: int, stream: int, batch: IcpBatch, scratch: int, /) -> None: ...
 
 class CudaAssignment:
     def __init__(

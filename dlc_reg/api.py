@@ -79,7 +79,7 @@ def register(
             answer is much more reliable, with a wrong one it is ruined: leave None unless sure.
         remove_non_finite: Drop points with NaN or infinity (counted in `settings`) instead of raising.
         num_threads: None: all cores. The answer does not depend on it.
-        device: None or "cpu"; there are no CUDA kernels yet.
+        device: None or "cpu": `register` runs on the CPU (`dlc_reg.ops` has CUDA kernels).
         seed: Of the sampling of meshes; nothing else is random.
         progress: Show a progress bar.
         callback: Called with the record of each refining iteration; return True to stop.
@@ -329,7 +329,7 @@ def _check_options(
     if callback is not None and not callable(callback):
         raise InputError("callback", repr(callback), "a function of the iteration's record, or None")
     if device is not None and str(device) != "cpu":
-        raise InputError("device", repr(device), "'cpu' or None: this version has no CUDA kernels")
+        raise InputError("device", repr(device), "'cpu' or None: only dlc_reg.ops has CUDA kernels")
 
 
 class _Stages:

@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "cuda/device.hpp"
+#include "icp_batch.hpp"
 
 namespace nb = nanobind;
 namespace cuda = dlc::cuda;
@@ -28,6 +29,7 @@ cuda::Workspace workspace(Address memory, std::size_t bytes) { return {pointer<v
 
 void bind_searches(nb::module_& module) {
   module.attr("CUDA_MAX_NEIGHBOURS") = cuda::kMaxNeighbours;
+  module.attr("CUDA_MAX_RAGGED_NEIGHBOURS") = cuda::kMaxRaggedNeighbours;
   module.def("cuda_sort_bytes", &cuda::sort_bytes);
   module.def("cuda_tree_bytes", &cuda::tree_bytes);
   module.def("cuda_morton_order", [](int device, Address stream, Address points, int64_t n, int bits, Address order,
@@ -71,6 +73,11 @@ void bind_groups(nb::module_& module) {
     cuda::normals(on(device, stream), tree(memory, n), pointer<float>(points), pointer<int32_t>(order), n, k,
                   max_distance, pointer<float>(normals), pointer<float>(covariances));
   });
+  module.def("cuda_normals_of_rows", [](int device, Address stream, Address points, int64_t m, Address rows,
+                                        int64_t batch, int64_t n, int k, Address normals) {
+    cuda::normals_of_rows(on(device, stream), pointer<float>(points), m, pointer<int64_t>(rows), batch, n, k,
+                          pointer<float>(normals));
+  });
   module.def("cuda_voxel_order", [](int device, Address stream, Address points, int64_t n,
                                     std::tuple<double, double, double> origin, double voxel_size, Address codes,
                                     Address order, Address memory, std::size_t bytes) {
@@ -90,8 +97,9 @@ void bind_registration(nb::module_& module) {
   module.def("cuda_linearize", [](int device, Address stream, int kind, Address source, Address source_normals,
                                   Address source_covariances, int64_t n, Address memory, int64_t m, Address target,
                                   Address target_normals, Address target_covariances, Address host_transform,
-                                  float max_distance, int kernel, double kernel_parameter, Address indices,
-                                  Address distances, Address partials, Address finished, Address sums) {
+                                  Address transform, float max_distance, int kernel, double kernel_parameter,
+                                  Address indices, Address distances, Address partials, Address finished,
+                                  Address sums) {
     cuda::DeviceLinearizeProblem problem{
         static_cast<dlc::Kind>(kind),
         {pointer<float>(source), pointer<float>(source_normals), pointer<float>(source_covariances),
@@ -99,38 +107,19 @@ void bind_registration(nb::module_& module) {
         n,
         tree(memory, m),
         {},
+        pointer<double>(transform),
         max_distance,
         static_cast<dlc::Kernel>(kernel),
         kernel_parameter,
         pointer<int64_t>(indices),
         pointer<float>(distances)};
-    const double* const transform = pointer<double>(host_transform);
-    std::copy(transform, transform + 16, problem.host_pose);
+    if (const double* const pose = pointer<double>(host_transform)) std::copy(pose, pose + 16, problem.host_pose);
     cuda::linearize(on(device, stream), problem, pointer<double>(partials), pointer<int32_t>(finished),
                     pointer<double>(sums));
   });
   module.def("cuda_icp_batch_bytes", &cuda::icp_batch_bytes);
-  module.def("cuda_icp_batch", [](int device, Address stream, int kind, Address source, Address target,
-                                  Address source_mask, Address target_mask, Address start, int64_t batch, int64_t n,
-                                  int64_t m, float max_distance, int64_t max_iterations, double tolerance,
-                                  int neighbours, Address poses, Address fitness, Address rmse, Address iterations,
-                                  Address converged, Address scratch) {
-    const dlc::IcpBatchProblem problem{static_cast<dlc::Kind>(kind),
-                                       pointer<float>(source),
-                                       pointer<float>(target),
-                                       pointer<uint8_t>(source_mask),
-                                       pointer<uint8_t>(target_mask),
-                                       pointer<double>(start),
-                                       batch,
-                                       n,
-                                       m,
-                                       max_distance,
-                                       max_iterations,
-                                       tolerance,
-                                       neighbours};
-    const dlc::IcpBatchAnswer answer{pointer<double>(poses), pointer<double>(fitness), pointer<double>(rmse),
-                                     pointer<int64_t>(iterations), pointer<bool>(converged)};
-    cuda::icp_batch(on(device, stream), problem, answer, pointer<void>(scratch));
+  module.def("cuda_icp_batch", [](int device, Address stream, const IcpBatch& batch, Address scratch) {
+    cuda::icp_batch(on(device, stream), batch.problem, batch.answer, pointer<void>(scratch));
   });
 }
 

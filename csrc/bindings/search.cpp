@@ -63,6 +63,23 @@ void bind_search(nb::module_& module) {
       },
       "tree"_a, "points"_a, "n"_a, "k"_a, "max_distance"_a, "normals"_a, "covariances"_a, "num_threads"_a, Unlocked());
   module.def(
+      "normals_of_rows",
+      [](Address points, int64_t m, Address rows, int64_t batch, int64_t n, int k, Address normals, int num_threads) {
+        dlc::normals_of_rows(pointer<const float>(points), m, pointer<const int64_t>(rows), batch, n, k,
+                             pointer<float>(normals), num_threads);
+      },
+      "points"_a, "m"_a, "rows"_a, "batch"_a, "n"_a, "k"_a, "normals"_a, "num_threads"_a, Unlocked());
+  module.def(
+      "knn_batch",
+      [](Address queries, Address query_mask, int64_t n, Address points, Address points_mask, int64_t m, int64_t batch,
+         int k, float max_distance, Address distances, Address indices, int num_threads) {
+        dlc::knn_batch({pointer<const float>(queries), pointer<const uint8_t>(query_mask), n},
+                       {pointer<const float>(points), pointer<const uint8_t>(points_mask), m}, batch, k, max_distance,
+                       pointer<float>(distances), pointer<int64_t>(indices), num_threads);
+      },
+      "queries"_a, "query_mask"_a, "n"_a, "points"_a, "points_mask"_a, "m"_a, "batch"_a, "k"_a, "max_distance"_a,
+      "distances"_a, "indices"_a, "num_threads"_a, Unlocked());
+  module.def(
       "morton_order",
       [](Address points, int64_t n, Address order, int num_threads) {
         dlc::morton_order(pointer<const float>(points), n, pointer<int64_t>(order), num_threads);

@@ -69,6 +69,17 @@ float squared_limit(float max_distance);
 void knn(const KdTree& tree, const float* queries, int64_t m, int k, float max_distance, float* distances,
          int64_t* indices, int num_threads);
 
+// Batches of clouds (batch, rows, 3), padded: where the mask (batch, rows), or null, is 0 there is no point, whatever the
+// memory holds. Each query looks among the points of its own cloud; a row of padding finds nothing.
+// distances, indices: (batch, queries.rows, k); indices are rows of the padded cloud.
+struct PaddedClouds {
+  const float* points;
+  const uint8_t* mask;
+  int64_t rows;
+};
+void knn_batch(const PaddedClouds& queries, const PaddedClouds& points, int64_t batch, int k, float max_distance,
+               float* distances, int64_t* indices, int num_threads);
+
 // splits: (m + 1), query i owns [splits[i], splits[i + 1]). Returns splits[m].
 int64_t radius_count(const KdTree& tree, const float* queries, int64_t m, float radius, int64_t* splits,
                      int num_threads);

@@ -1,33 +1,17 @@
 #include "core/morton.hpp"
 
 #include <algorithm>
-#include <limits>
 
 namespace dlc {
 namespace {
 
 constexpr int64_t kGrain = 1 << 14;
 
-// A cubic grid of 2^bits cells per axis over the bounding box.
-struct Grid {
-  float lo[3], scale, last;
-
-  Grid(const float* points, int64_t n, int bits) : last(static_cast<float>((1 << bits) - 1)) {
-    float hi[3];
-    bounding_box(points, n, lo, hi);
-    const float extent = std::max({hi[0] - lo[0], hi[1] - lo[1], hi[2] - lo[2]});
-    scale = extent > 0 ? last / extent : 0;
-  }
-
-  uint64_t code(const float* point) const {
-    uint64_t cell[3];
-    for (int a = 0; a < 3; ++a) {
-      const float at = std::min((point[a] - lo[a]) * scale, last);
-      cell[a] = at > 0 ? static_cast<uint64_t>(static_cast<int32_t>(at)) : 0;  // also where at is not a number
-    }
-    return morton_code(cell[0], cell[1], cell[2]);
-  }
-};
+MortonGrid grid_over(const float* points, int64_t n, int bits) {
+  float lo[3], hi[3];
+  bounding_box(points, n, lo, hi);
+  return MortonGrid(lo, hi, bits);
+}
 
 struct Coded {
   uint64_t code;
@@ -49,7 +33,7 @@ void bounding_box(const float* points, int64_t n, float lo[3], float hi[3]) {
 
 void morton_order(const float* points, int64_t n, int64_t* order, int num_threads) {
   if (n <= 0) return;
-  const Grid grid(points, n, kMortonBits);
+  const MortonGrid grid = grid_over(points, n, kMortonBits);
   std::vector<Coded> items(static_cast<std::size_t>(n));
   parallel_for(n, kGrain, num_threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) items[static_cast<std::size_t>(i)] = {grid.code(points + 3 * i), i};
@@ -61,7 +45,7 @@ void morton_order(const float* points, int64_t n, int64_t* order, int num_thread
 std::vector<uint32_t> coarse_morton_order(const float* points, int64_t n, int num_threads) {
   constexpr int kBits = 10;
   if (n <= 0) return {};
-  const Grid grid(points, n, kBits);
+  const MortonGrid grid = grid_over(points, n, kBits);
   std::vector<uint64_t> items(static_cast<std::size_t>(n));  // code above, index below
   parallel_for(n, kGrain, num_threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)

@@ -1,6 +1,7 @@
 // Covariance and normal of a few neighbours, for host and device.
 #pragma once
 #include <cmath>
+#include <cstdint>
 
 #include "core/linalg.hpp"
 
@@ -41,6 +42,21 @@ DLC_HD void normal_of(const double covariance[6], float out[3]) {
     if (std::fabs(normal[a]) > std::fabs(normal[largest])) largest = a;
   const double sign = normal[largest] < 0 ? -1 : 1;
   for (int a = 0; a < 3; ++a) out[a] = static_cast<float>(sign * normal[a]);
+}
+
+// The normal of the points (n, 3) that `rows` (k) names, nearest first; rows outside [0, n) name none.
+DLC_HD void normal_of_rows(const float* points, int64_t n, const int64_t* rows, int k, float out[3]) {
+  Spread spread;
+  const float* centre = nullptr;
+  for (int j = 0; j < k; ++j) {
+    if (rows[j] < 0 || rows[j] >= n) continue;
+    const float* const point = points + 3 * rows[j];
+    if (!centre) centre = point;
+    spread.add(point, centre);
+  }
+  double covariance[6];
+  spread.covariance(covariance);
+  normal_of(covariance, out);
 }
 
 }  // namespace dlc

@@ -7,6 +7,7 @@
 #include "core/kdtree.hpp"
 #include "core/morton.hpp"
 #include "core/neighbourhood.hpp"
+#include "core/parallel.hpp"
 
 namespace dlc {
 
@@ -30,6 +31,15 @@ void normals(const KdTree& tree, const float* points, int64_t n, int k, float ma
       if (normals) normal_of(covariance, normals + 3 * at[i]);
       if (covariances) std::copy(covariance, covariance + 6, covariances + 6 * at[i]);
     }
+  });
+}
+
+void normals_of_rows(const float* points, int64_t m, const int64_t* rows, int64_t batch, int64_t n, int k,
+                     float* normals, int num_threads) {
+  constexpr int64_t kGrain = 256;
+  parallel_for(batch * n, kGrain, num_threads, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      normal_of_rows(points + 3 * m * (i / n), m, rows + i * k, k, normals + 3 * i);
   });
 }
 

@@ -14,4 +14,10 @@ class KdTree;
 void normals(const KdTree& tree, const float* points, int64_t n, int k, float max_distance, float* normals,
              float* covariances, int num_threads);
 
+// Batches of clouds whose neighbours are known. points: (batch, m, 3); rows: (batch, n, k) into each cloud's points,
+// nearest first; those outside [0, m) are none. normals: (batch, n, 3), where the nearest is the point itself those of
+// `normals` above to the bit.
+void normals_of_rows(const float* points, int64_t m, const int64_t* rows, int64_t batch, int64_t n, int k,
+                     float* normals, int num_threads);
+
 }  // namespace dlc

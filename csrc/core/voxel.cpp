@@ -14,16 +14,6 @@ namespace {
 
 constexpr int64_t kGrain = 1 << 13;
 
-struct Grid {
-  double origin[3], size;
-
-  uint64_t code(const float* point) const {
-    uint64_t cell[3];
-    for (int a = 0; a < 3; ++a) cell[a] = static_cast<uint64_t>(static_cast<int64_t>((point[a] - origin[a]) / size));
-    return morton_code(cell[0], cell[1], cell[2]);
-  }
-};
-
 // A point's place and the code of its voxel: side by side in one word where both fit, which halves the memory to sort.
 struct Packed {
   int index_bits;
@@ -50,7 +40,7 @@ int bits_for(int64_t values) {  // to number them from 0
 }
 
 template <class Layout>
-int64_t group(const float* points, int64_t n, const Grid& grid, int code_bits, const Layout& layout, int64_t* inverse,
+int64_t group(const float* points, int64_t n, const VoxelGrid& grid, int code_bits, const Layout& layout, int64_t* inverse,
               float* means, int num_threads) {
   using Item = typename Layout::Item;
   std::vector<Item> items(static_cast<std::size_t>(n));
@@ -90,7 +80,7 @@ int64_t voxel_downsample(const float* points, int64_t n, double voxel_size, int6
   if (n <= 0) return 0;
   float lo[3], hi[3];
   bounding_box(points, n, lo, hi);
-  Grid grid{{}, voxel_size};
+  VoxelGrid grid{{}, voxel_size};
   double last_cell = 0;
   for (int a = 0; a < 3; ++a) {
     grid.origin[a] = lo[a] - voxel_size * 0.5;

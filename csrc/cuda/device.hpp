@@ -26,7 +26,8 @@ std::string why_no_device();
 
 // --- sorting and searching ---
 
-constexpr int kMaxNeighbours = 64;
+constexpr int kMaxNeighbours = 64;         // of a search in a tree
+constexpr int kMaxRaggedNeighbours = 128;  // of one without
 
 struct Workspace {
   void* memory;
@@ -51,8 +52,9 @@ void knn(Call call, TreeMemory tree, const float* queries, const int32_t* order,
          float* distances, int64_t* indices);
 
 // Ragged batches of small clouds, without a tree: queries query_splits[b] to query_splits[b + 1] look among points
-// point_splits[b] to point_splits[b + 1]; indices count from the cloud's first point. Splits: (batch + 1).
-// longest: at least the largest number of queries in a cloud.
+// point_splits[b] to point_splits[b + 1]; indices count from the cloud's first point. Splits: (batch + 1). A point that
+// is not finite is never found, and such a query finds nothing.
+// longest: at least the largest number of queries in a cloud; k <= kMaxRaggedNeighbours.
 void knn_ragged(Call call, const float* points, const int64_t* point_splits, const float* queries,
                 const int64_t* query_splits, int64_t batch, int64_t longest, int k, float max_distance,
                 float* distances, int64_t* indices);
@@ -70,6 +72,9 @@ void radius_fill(Call call, TreeMemory tree, const float* queries, const int32_t
 void normals(Call call, TreeMemory tree, const float* points, const int32_t* order, int64_t n, int k,
              float max_distance, float* normals, float* covariances);
 
+void normals_of_rows(Call call, const float* points, int64_t m, const int64_t* rows, int64_t batch, int64_t n, int k,
+                     float* normals);
+
 // The points (n, 3) voxel by voxel: order (n) int32 and their voxels' codes (n), ascending.
 void voxel_order(Call call, const float* points, int64_t n, const double host_origin[3], double voxel_size,
                  uint64_t* codes, int32_t* order, Workspace workspace);
@@ -85,6 +90,7 @@ struct DeviceLinearizeProblem {
   int64_t n;
   TreeMemory tree;         // over clouds.target; memory null: the correspondences are given in `indices`
   double host_pose[16];    // T_target_source
+  const double* pose;      // the same in device memory, read when the kernel runs; null: host_pose
   float max_distance;
   Kernel kernel;
   double kernel_parameter;

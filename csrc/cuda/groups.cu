@@ -29,18 +29,11 @@ __global__ void __launch_bounds__(kThreads) normals_kernel(Tree tree, const floa
   for (int a = 0; a < 6; ++a) covariances[6 * i + a] = static_cast<float>(covariance[a]);
 }
 
-struct Grid {
-  double origin[3], size;
-};
-
 __global__ void __launch_bounds__(kThreads)
-    voxel_keys(const float* points, int64_t n, Grid grid, uint64_t* keys, int32_t* values) {
+    voxel_keys(const float* points, int64_t n, VoxelGrid grid, uint64_t* keys, int32_t* values) {
   const int64_t i = thread_number();
   if (i >= n) return;
-  uint64_t cell[3];
-  for (int a = 0; a < 3; ++a)
-    cell[a] = static_cast<uint64_t>(static_cast<int64_t>((points[3 * i + a] - grid.origin[a]) / grid.size));
-  keys[i] = morton_code(cell[0], cell[1], cell[2]);
+  keys[i] = grid.code(points + 3 * i);
   values[i] = static_cast<int32_t>(i);
 }
 
@@ -65,7 +58,20 @@ __global__ void __launch_bounds__(kThreads)
   for (int a = 0; a < 3; ++a) means[3 * v + a] = static_cast<float>(sum[a] / static_cast<double>(past - first));
 }
 
+__global__ void __launch_bounds__(kThreads)
+    row_normals_kernel(const float* points, int64_t m, const int64_t* rows, int64_t n, int64_t all, int k,
+                       float* normals) {
+  const int64_t i = thread_number();
+  if (i < all) normal_of_rows(points + 3 * m * (i / n), m, rows + i * k, k, normals + 3 * i);
+}
+
 }  // namespace
+
+void normals_of_rows(Call call, const float* points, int64_t m, const int64_t* rows, int64_t batch, int64_t n, int k,
+                     float* normals) {
+  const OnDevice scope(call);
+  launch_each(call, batch * n, row_normals_kernel, points, m, rows, n, batch * n, k, normals);
+}
 
 void normals(Call call, TreeMemory tree, const float* points, const int32_t* order, int64_t n, int k,
              float max_distance, float* normals, float* covariances) {
@@ -81,7 +87,7 @@ void voxel_order(Call call, const float* points, int64_t n, const double host_or
                  uint64_t* codes, int32_t* order, Workspace workspace) {
   const OnDevice scope(call);
   const SortBuffers buffers = cut(workspace, n);
-  const Grid grid{{host_origin[0], host_origin[1], host_origin[2]}, voxel_size};
+  const VoxelGrid grid{{host_origin[0], host_origin[1], host_origin[2]}, voxel_size};
   launch_each(call, n, voxel_keys, points, n, grid, buffers.keys, buffers.values);
   sort_pairs(call, buffers, order, n, 3 * kMortonBits);
   launch_each(call, n, copy_codes, buffers.sorted_keys, n, codes);

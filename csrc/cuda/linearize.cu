@@ -16,6 +16,7 @@ struct Arguments {
   Tree tree;
   bool search;
   double pose[16];
+  const double* device_pose;  // or null
   float bound;
   Kernel kernel;
   double parameter;
@@ -75,7 +76,7 @@ template <Kind kind, bool robust>
 __global__ void __launch_bounds__(kThreads) linearize_kernel(Arguments a) {
   __shared__ double warp_sums[kWarps][kSums];
   __shared__ bool last;
-  const Pose pose(a.pose);
+  const Pose pose(a.device_pose ? a.device_pose : a.pose);
   double sums[kSums] = {};
   for (int64_t i = thread_number(); i < a.n; i += static_cast<int64_t>(gridDim.x) * blockDim.x)
     add_point<kind, robust>(a, pose, i, sums);
@@ -117,8 +118,9 @@ int64_t linearize_partials(int64_t n) { return blocks_of(n) * kSums; }
 
 void linearize(Call call, const DeviceLinearizeProblem& problem, double* partials, int32_t* finished, double* sums) {
   const OnDevice scope(call);
-  Arguments a{problem.clouds, problem.n, Tree{}, problem.tree.memory != nullptr, {}, bound_below(problem.max_distance),
-              problem.kernel, problem.kernel_parameter, problem.indices, problem.distances, partials, finished, sums};
+  Arguments a{problem.clouds, problem.n, Tree{}, problem.tree.memory != nullptr, {}, problem.pose,
+              bound_below(problem.max_distance), problem.kernel, problem.kernel_parameter, problem.indices,
+              problem.distances, partials, finished, sums};
   if (a.search) a.tree = layout(problem.tree.memory, problem.tree.n);
   std::copy(problem.host_pose, problem.host_pose + 16, a.pose);
   switch (problem.kind) {

@@ -125,11 +125,14 @@ void knn_ragged(Call call, const float* points, const int64_t* point_splits, con
                 float* distances, int64_t* indices) {
   const OnDevice scope(call);
   const dim3 grid(blocks_for(longest), static_cast<unsigned>(std::min<int64_t>(batch, 65535)));
-  with_any_collector(k, [&](auto* collector) {
+  const auto search = [&](auto* collector) {
     using Found = std::remove_pointer_t<decltype(collector)>;
     launch(call, grid, dim3(kThreads), ragged_kernel<Found>, points, point_splits, queries, query_splits, batch, k,
            bound_below(max_distance), distances, indices);
-  });
+  };
+  // 64 neighbours and the point itself are 65
+  if (k > kMaxNeighbours && k <= kMaxRaggedNeighbours) search(static_cast<KNearest<kMaxRaggedNeighbours>*>(nullptr));
+  else with_any_collector(k, search);
 }
 
 void radius_count(Call call, TreeMemory tree, const float* queries, const int32_t* order, int64_t m, float radius,

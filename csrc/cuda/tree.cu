@@ -42,24 +42,13 @@ __global__ void __launch_bounds__(kThreads) find_bounds(const float* points, int
   }
 }
 
-// The codes of core/morton.cpp, operation by operation.
 __global__ void __launch_bounds__(kThreads)
     morton_keys(const float* points, int64_t n, int bits, const int32_t* bounds, uint64_t* keys, int32_t* values) {
   const int64_t i = thread_number();
   if (i >= n) return;
-  float lo[3], extent = 0.0f;
-  for (int a = 0; a < 3; ++a) {
-    lo[a] = from_ordered(bounds[a]);
-    const float size = from_ordered(bounds[3 + a]) - lo[a];
-    extent = size > extent ? size : extent;
-  }
-  const float last = static_cast<float>((1 << bits) - 1), scale = extent > 0.0f ? last / extent : 0.0f;
-  uint64_t cell[3];
-  for (int a = 0; a < 3; ++a) {
-    const float at = (points[3 * i + a] - lo[a]) * scale;
-    cell[a] = at > 0.0f ? static_cast<uint64_t>(static_cast<int32_t>(at < last ? at : last)) : 0;
-  }
-  keys[i] = morton_code(cell[0], cell[1], cell[2]);
+  float lo[3], hi[3];
+  for (int a = 0; a < 3; ++a) lo[a] = from_ordered(bounds[a]), hi[a] = from_ordered(bounds[3 + a]);
+  keys[i] = MortonGrid(lo, hi, bits).code(points + 3 * i);
   values[i] = static_cast<int32_t>(i);
 }
 

@@ -21,6 +21,14 @@ void check_normals(const std::vector<float>& points, int k, float limit) {
                      covariances.data());
   CHECK(found == expected);
   CHECK(covariances == expected_covariances);
+
+  std::vector<int64_t> rows(n * static_cast<std::size_t>(k));
+  std::vector<float> distances(rows.size()), again(3 * n, -7), on_host(3 * n, -7);
+  dlc::knn(tree, points.data(), n, k, limit, distances.data(), rows.data(), 1);
+  dlc::cuda::normals_of_rows(kCall, points.data(), n, rows.data(), 1, n, k, again.data());
+  dlc::normals_of_rows(points.data(), n, rows.data(), 1, n, k, on_host.data(), 1);
+  CHECK(again == expected);
+  CHECK(on_host == expected);
 }
 
 void check_voxels(const std::vector<float>& points, double size) {

@@ -59,6 +59,9 @@ void check(const Clouds& c, dlc::Kind kind, dlc::Kernel kernel, float limit, boo
   device.indices = found.indices.data(), device.distances = found.distances.data();
   std::vector<double> partials(static_cast<std::size_t>(dlc::cuda::linearize_partials(n)));
   int32_t finished = 0;
+  double in_memory[16];  // where the pose is the device's, the host's has no say
+  std::copy(pose, pose + 16, in_memory);
+  if (!search) device.pose = in_memory, std::fill(pose, pose + 16, std::nan(""));
   dlc::cuda::linearize(kCall, device, partials.data(), &finished, found.sums);
   CHECK(finished == 0);
   CHECK(found.indices == expected.indices && found.distances == expected.distances);

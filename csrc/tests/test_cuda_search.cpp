@@ -77,7 +77,7 @@ void check_shape(const std::string& shape, int64_t n, unsigned seed) {
 }
 
 // Clouds of many sizes, an empty one included, one after another.
-void check_ragged() {
+void check_ragged(int k) {
   const std::vector<int64_t> sizes{3, 0, 700, 1, 256, 33}, counts{5, 4, 0, 130, 300, 1};
   std::vector<int64_t> point_splits{0}, query_splits{0};
   for (std::size_t b = 0; b < sizes.size(); ++b) {
@@ -86,8 +86,7 @@ void check_ragged() {
   }
   const std::vector<float> points = shapes::points("grid", point_splits.back(), 1);
   const std::vector<float> queries = shapes::points("uniform", query_splits.back(), 2);
-  constexpr int k = 5;
-  std::vector<float> expected(queries.size() / 3 * k, -7), found(expected);
+  std::vector<float> expected(queries.size() / 3 * static_cast<std::size_t>(k), -7), found(expected);
   std::vector<int64_t> expected_index(expected.size(), -7), index(expected_index);
   for (std::size_t b = 0; b < sizes.size(); ++b) {
     const KdTree tree(points.data() + 3 * point_splits[b], sizes[b], 1);
@@ -108,7 +107,7 @@ int main() {
   for (const std::string& shape : shapes::names())
     for (const int64_t n : {1, 7, 8, 65, 600}) check_shape(shape, n, seed++);
   check_shape("surface", 9000, seed);
-  check_ragged();
+  for (const int k : {1, 5, 65, 128}) check_ragged(k);
   CHECK(dlc::cuda::device_count() == 1 && dlc::cuda::why_no_device().empty());
   return failures();
 }

@@ -232,6 +232,39 @@ void check_batches(int64_t n, int64_t m, int k) {
   }
 }
 
+// Padded clouds against a search in each: no point in the first, one in the second, padding of NaN in the others.
+void check_padded(int k, int threads) {
+  constexpr int64_t batch = 5, n = 40, m = 90;
+  std::vector<float> points = shapes::points("grid", batch * m, 3), queries = shapes::points("uniform", batch * n, 4);
+  std::vector<uint8_t> point_mask(batch * m), query_mask(batch * n);
+  for (std::size_t i = 0; i < point_mask.size(); ++i)
+    point_mask[i] = i / m == 0 ? 0 : i / m == 1 ? i % m == 50 : i % 3 != 1;
+  for (std::size_t i = 0; i < query_mask.size(); ++i) query_mask[i] = i / n == 4 ? 0 : i % 4 != 2;
+  const std::size_t width = static_cast<std::size_t>(k);
+  std::vector<float> distances(query_mask.size() * width, kInfinity), found(distances.size(), -7);
+  std::vector<int64_t> indices(distances.size(), -1), found_indices(distances.size(), -7), places(width);
+  for (std::size_t b = 0; b < batch; ++b) {
+    std::vector<float> cloud;
+    std::vector<int64_t> rows;
+    for (std::size_t i = 0; i < m; ++i) {
+      float* const p = points.data() + 3 * (b * m + i);
+      if (point_mask[b * m + i]) cloud.insert(cloud.end(), p, p + 3), rows.push_back(static_cast<int64_t>(i));
+      else p[i % 3] = std::nanf("");
+    }
+    const KdTree tree(cloud.data(), static_cast<int64_t>(rows.size()), 1);
+    for (std::size_t i = b * n; i < (b + 1) * n; ++i) {
+      if (!query_mask[i]) continue;
+      dlc::knn(tree, queries.data() + 3 * i, 1, k, 0.9f, distances.data() + i * width, places.data(), 1);
+      for (std::size_t j = 0; j < width; ++j)
+        if (places[j] >= 0) indices[i * width + j] = rows[static_cast<std::size_t>(places[j])];
+    }
+  }
+  dlc::knn_batch({queries.data(), query_mask.data(), n}, {points.data(), point_mask.data(), m}, batch, k, 0.9f,
+                 found.data(), found_indices.data(), threads);
+  CHECK(found == distances);
+  CHECK(found_indices == indices);
+}
+
 void check_morton() {
   for (const int64_t n : {0, 1, 2, 1000, 30000}) {
     const std::vector<float> points = shapes::points("mixed", n, 4);
@@ -281,6 +314,8 @@ int main() {
   check_batches(3000, 5000, 7);
   check_batches(3, 100, 5);
   check_batches(0, 10, 2);
+  for (const int k : {1, 4, 70})
+    for (const int threads : {1, 3}) check_padded(k, threads);
   check_morton();
   return failures() ? 1 : 0;
 }

@@ -37,24 +37,20 @@ def neighbourhoods(
 
     `normals_from`: neighbours that normals are fitted to, 0 for no normals.
     """
-    batch, count = points.shape[:2]
-    rows = torch.arange(count)[None, :, None].repeat(batch, 1, k)
-    real = torch.zeros(batch, count, k, dtype=torch.bool)
-    normals = torch.zeros(batch, count, 3) if normals_from else None
+    dtype, points = points.dtype, points.detach().float()
     skip = 0 if itself else 1
-    for b, cloud in enumerate(points.detach().float().cpu()):
-        there = torch.arange(count) if mask is None else mask[b].cpu().nonzero()[:, 0]
-        index = ops.SearchIndex(cloud[there])
-        distances, found = index.knn(cloud[there], min(k + skip, len(there)))
-        distances, found = distances[:, skip:], found[:, skip:].long()
-        inside = torch.isfinite(distances) if radius is None else distances <= radius
-        width = found.shape[1]
-        rows[b, there, :width] = torch.where(inside, there[found.clamp(min=0)], there[:, None])
-        real[b, there, :width] = inside
-        if normals is not None:
-            normals[b, there] = ops.estimate_normals(index, k=min(normals_from, len(there)))
-    device = points.device
-    return Neighbourhoods(rows.to(device), real.to(device), None if normals is None else normals.to(points))
+    width = max(k + skip, normals_from)
+    distances, near = ops.knn_batch(points, points, width, query_mask=mask, points_mask=mask)
+    wanted = slice(skip, k + skip)
+    real = near[..., wanted] >= 0
+    if radius is not None:
+        real &= distances[..., wanted] <= radius
+    own = torch.arange(points.shape[1], device=points.device)[None, :, None]
+    rows = torch.where(real, near[..., wanted], own)
+    if not normals_from:
+        return Neighbourhoods(rows, real, None)
+    normals = ops.neighbour_normals(points, near[..., :normals_from])
+    return Neighbourhoods(rows, real, blanked(normals, mask).to(dtype))
 
 
 def blanked(points: Tensor, mask: Tensor | None) -> Tensor:

@@ -2,6 +2,12 @@
 
 They take torch tensors or NumPy arrays and return the same kind on the same device. `_reference.py` holds a readable
 twin of each in plain torch.
+
+CUDA graphs can capture `knn`, `SearchIndex.knn`, `estimate_normals` and `estimate_covariances` for up to 64 neighbours,
+`knn_batch`, `neighbour_normals`, `morton_order`, `linearize` and `icp_batch`; values are not checked there. They cannot
+capture `radius_search`, `SearchIndex.radius`, `voxel_groups` and `voxel_downsample`, whose answers are as long as the
+data makes them, nor what works on the host: `fpfh`, `nearest_features`, `mutual_matches`, `propose_poses`,
+`judge_poses` and `refine_poses`.
 """
 
 try:
@@ -26,6 +32,7 @@ from dlc_reg.ops._hypotheses import (
     refine_poses,
 )
 from dlc_reg.ops._icp_batch import BatchResult, icp_batch
+from dlc_reg.ops._knn_batch import knn_batch, neighbour_normals
 from dlc_reg.ops._linearize import KERNELS, KINDS, Linearization, Moments, SearchMemory, linearize
 from dlc_reg.ops._neighbourhoods import (
     estimate_covariances,
@@ -54,10 +61,12 @@ __all__ = [
     "icp_batch",
     "judge_poses",
     "knn",
+    "knn_batch",
     "linearize",
     "morton_order",
     "mutual_matches",
     "nearest_features",
+    "neighbour_normals",
     "propose_poses",
     "radius_search",
     "refine_poses",

@@ -6,6 +6,7 @@ what decides the size of an answer; what has no kernel is done by the plain torc
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -58,6 +59,22 @@ def call(tensor: Tensor) -> tuple[int, int]:
 
 def memory(like: Tensor, size: int) -> Tensor:
     return torch.empty(size, dtype=torch.uint8, device=like.device)
+
+
+@functools.cache
+def _flag(device: torch.device, stream: int) -> Tensor:
+    return torch.zeros(1, dtype=torch.int32, device=device)
+
+
+def flag(like: Tensor) -> Tensor:
+    """One int32 that is zero, for a kernel that leaves it so.
+
+    Launches on one stream follow one another and share theirs, which saves each the launch that sets a new one. A graph
+    gets its own, which it sets: it may be replayed on another stream, beside launches on the one that recorded it.
+    """
+    if _validate.capturing(like):
+        return torch.zeros(1, dtype=torch.int32, device=like.device)
+    return _flag(like.device, call(like)[1])
 
 
 def address(tensor: Tensor | None) -> int:
@@ -136,7 +153,7 @@ def knn(query: Tensor, points: Tensor, k: int, limit: float) -> tuple[Tensor, Te
 def knn_ragged(
     query: Tensor, query_splits: Tensor, points: Tensor, point_splits: Tensor, k: int, limit: float, longest: int
 ) -> tuple[Tensor, Tensor]:
-    """Cloud b of a batch is rows splits[b]:splits[b + 1]; indices count from its first point. k <= 64.
+    """Cloud b of a batch is rows splits[b]:splits[b + 1]; indices count from its first point. k <= 128.
 
     Splits are (B + 1,) int64 on the device; no cloud has more than `longest` queries.
     """
@@ -155,6 +172,29 @@ def knn_ragged(
         indices.data_ptr(),
     )
     return distances, indices
+
+
+def knn_batch(
+    query: Tensor, points: Tensor, query_mask: Tensor | None, points_mask: Tensor | None, k: int, limit: float
+) -> tuple[Tensor, Tensor]:
+    """Distances and indices (B, N, k) among clouds (B, N, 3) and (B, M, 3), padded where the masks are False."""
+    batch, n = query.shape[:2]
+    m = points.shape[1]
+    # What is not finite is neither found nor finds anything, so that padding need not be packed away.
+    p = points if points_mask is None else points.masked_fill(~points_mask[:, :, None], math.inf)
+    if k > _core.CUDA_MAX_RAGGED_NEIGHBOURS:
+        distances, indices = _rows(query.reshape(-1, 3), k)
+        for b in range(batch):
+            rows = slice(b * n, (b + 1) * n)
+            distances[rows], indices[rows] = _reference.knn(query[b], p[b], k, limit)
+        if query_mask is not None:
+            padding = ~query_mask.reshape(-1, 1)
+            distances, indices = distances.masked_fill(padding, math.inf), indices.masked_fill(padding, -1)
+    else:
+        q = query if query_mask is None else query.masked_fill(~query_mask[:, :, None], math.nan)
+        each = torch.arange(batch + 1, device=query.device)
+        distances, indices = knn_ragged(q.reshape(-1, 3), each * n, p.reshape(-1, 3), each * m, k, limit, n)
+    return distances.reshape(batch, n, k), indices.reshape(batch, n, k)
 
 
 def tree_radius(tree: Tree, query: Tensor, radius: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """Operators of the global search: descriptors, matches, poses from matches, and the judging of many poses at once.
 
 Unlike the other operators they take torch tensors only, float32 or float64 (they work in float32), and their answers
-carry no gradients. CUDA tensors are brought to the host; answers are on the device of what they belong to. No answer
+carry no gradients. They have no CUDA kernels: CUDA tensors are copied to the host and worked on there, and answers are
+copied back to the device of what they belong to, so that no CUDA graph can capture them. No answer
 depends on `num_threads` (None: all cores). `_hypotheses_reference.py` holds a readable twin of each.
 
 Bad arguments raise `InputError`: not a tensor, a wrong shape or dtype, NaN or infinity, a length that is not positive.
@@ -33,22 +34,24 @@ def fpfh(
     `oriented=True` and unit normals (N, 3) that point to the sensor. Neighbours lie strictly within `radius`, in the
     points' unit. A point without any has zeros; otherwise each of the three histograms sums to at most 200: the point's
     own over the pairs that define their angles, and the neighbours' weighted by their inverse squared distances.
+    Made on the host; an index on a CUDA device costs a copy of its points and another tree.
     """
     if not isinstance(index, SearchIndex):
         raise InputError("index", f"a {type(index).__name__}", "a SearchIndex")
-    if isinstance(index.tree, _cuda.Tree):
-        raise InputError("index", f"an index on {index.points.device}", "one on the host, where descriptors are made")
-    points, given = index.points, _rows("normals", normals, 3, len(index))
+    given, workers = _rows("normals", normals, 3, len(index)), _validate.threads(num_threads)
+    points, tree = _library.unchecked(index.points), index.tree
+    if isinstance(tree, _cuda.Tree):
+        tree = _core.KdTree(points.data_ptr(), len(points), workers)
     features = torch.empty(len(points), FEATURE_SIZE, dtype=torch.float32)
     _core.fpfh(
-        index.tree,
+        tree,
         points.data_ptr(),
         given.data_ptr(),
         len(points),
         _positive("radius", radius),
         bool(oriented),
         features.data_ptr(),
-        _validate.threads(num_threads),
+        workers,
     )
     return features.to(normals.device)
 
@@ -57,6 +60,7 @@ def nearest_features(a: Tensor, b: Tensor, *, num_threads: int | None = None) ->
     """For each row of a (N, D) the nearest row of b (M, D): indices (N,) int64 and squared distances (N,) float32.
 
     Exact up to float32 rounding at the size of the squared rows; equal rows by index. -1 and inf if b has no rows.
+    Searched on the host; answers are on a's device.
     """
     first = _rows("a", a, None)
     second = _rows("b", b, first.shape[1])
@@ -102,7 +106,7 @@ def propose_poses(
     most `max_clique` about each of at most `max_seeds` matches in the most triangles gives a pose by Procrustes,
     refitted once to its supporters (SC2-PCR, Chen et al., CVPR 2022; maximal cliques, Zhang et al., CVPR 2023). Poses
     map source to target and come in the order of their seeds. K = 0 if no three matches agree, so for N < 3. Time and
-    memory grow with N squared.
+    memory grow with N squared. Found on the host; answers are on the source's device.
     """
     p = _rows("source", source, 3)
     q = _rows("target", target, 3, len(p))
@@ -187,7 +191,7 @@ def judge_poses(
     A point overlaps if the other cloud has a point within `distance` (by its grid, so approximately the nearest) and a
     normal there at an angle of a larger cosine than `normal_cosine` (of either sign unless `oriented`). It violates
     free space if it floats more than `free_margin` before a surface that the other cloud's sensor saw. Lengths are in
-    the points' unit.
+    the points' unit. Judged on the host; the answer is on the poses' device.
     """
     _surfaces(source, target)
     given = _poses(poses)
@@ -225,6 +229,7 @@ def refine_poses(
 
     The correspondence distance shrinks geometrically from first to last over the iterations; normals agree as in
     `judge_poses`. A pose that at any iteration has fewer than 6 correspondences comes back as it was. Float64.
+    Refined on the host; the answer is on the poses' device.
     """
     _surfaces(source, target)
     refined = _poses(poses).clone()

@@ -73,8 +73,11 @@ def icp_batch(
             device at most 64.
         num_threads: None for all cores. The same bits for any number.
 
+    Works under `torch.compile(fullgraph=True)`, and can be captured in a CUDA graph, which checks no values. A backward
+    pass through it raises.
+
     Raises:
-        InputError: wrong shapes, dtypes or names, NaN or infinity in a real point or a start.
+        InputError: wrong shapes, dtypes, devices or names, NaN or infinity in a real point or a start.
     """
     kind_id = _validate.choice("kind", kind, _KINDS)
     limit = _validate.limit("max_distance", max_distance)
@@ -83,27 +86,45 @@ def icp_batch(
     count, bound = _validate.count("max_iterations", max_iterations), _validate.length("tolerance", tolerance)
     if (k := _validate.count("neighbours", neighbours)) < _LEAST_NEIGHBOURS:
         raise InputError("neighbours", str(k), f"an integer of at least {_LEAST_NEIGHBOURS}")
-    p, p_mask = _clouds("source", source, source_mask)
-    q, q_mask = _clouds("target", target, target_mask)
-    batch = len(p)
-    if len(q) != batch:
+    p, p_mask = _validate.clouds("source", source, source_mask)
+    q, q_mask = _validate.clouds("target", target, target_mask)
+    batch = p.shape[0]
+    if q.shape[0] != batch:
         raise InputError("target", f"shape {tuple(q.shape)}", f"shape ({batch}, M, 3), as many clouds as source")
-    start = None if init is None else _poses("init", init, batch)
-    for argument, tensor in (
-        ("target", q),
-        ("source_mask", p_mask),
-        ("target_mask", q_mask),
-        ("init", start),
-    ):
-        if tensor is not None:
-            _validate.same_device(argument, tensor, "source", p)
-    here = p.device
+    _validate.same_device("target", q, "source", p)
+    start = None if init is None else _starts(init, batch)
+    if start is not None:
+        _validate.same_device("init", start, "source", p)
+    run = icp_batch_op if _library.watched(p, q, start) else _icp_batch
+    workers = _validate.threads(num_threads)
+    return BatchResult(*run(p, q, p_mask, q_mask, start, kind_id, limit, count, bound, k, workers))
+
+
+def _icp_batch(
+    source: Tensor,
+    target: Tensor,
+    source_mask: Tensor | None,
+    target_mask: Tensor | None,
+    init: Tensor | None,
+    kind: int,
+    limit: float,
+    max_iterations: int,
+    tolerance: float,
+    neighbours: int,
+    num_threads: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The fields of `BatchResult`, of arguments of the right shapes and dtypes."""
+    p, p_mask = _library.real_points("source", source, source_mask)
+    q, q_mask = _library.real_points("target", target, target_mask)
+    start = None if init is None else _checked_starts(init)
+    batch, here = len(p), p.device
     poses = torch.empty((batch, 4, 4), dtype=torch.float64, device=here)
-    fitness, rmse = torch.empty((2, batch), dtype=torch.float64, device=here)
+    fitness = torch.empty(batch, dtype=torch.float64, device=here)
+    rmse = torch.empty(batch, dtype=torch.float64, device=here)
     iterations = torch.empty(batch, dtype=torch.int64, device=here)
     converged = torch.empty(batch, dtype=torch.bool, device=here)
-    problem: tuple[Any, ...] = (
-        kind_id,
+    problem = _core.IcpBatch(
+        kind,
         p.data_ptr(),
         q.data_ptr(),
         _cuda.address(p_mask),
@@ -113,9 +134,9 @@ def icp_batch(
         p.shape[1],
         q.shape[1],
         limit,
-        min(count, _INT32),
-        bound,
-        min(k, _INT32),
+        min(max_iterations, _INT32),
+        tolerance,
+        min(neighbours, _INT32),
         poses.data_ptr(),
         fitness.data_ptr(),
         rmse.data_ptr(),
@@ -123,45 +144,52 @@ def icp_batch(
         converged.data_ptr(),
     )
     if _cuda.takes(p):
-        if kind == "point_to_plane" and k > _core.CUDA_MAX_NEIGHBOURS:
-            raise InputError("neighbours", str(k), f"at most {_core.CUDA_MAX_NEIGHBOURS} on a CUDA device")
+        if kind == KINDS["point_to_plane"] and neighbours > _core.CUDA_MAX_NEIGHBOURS:
+            raise InputError("neighbours", str(neighbours), f"at most {_core.CUDA_MAX_NEIGHBOURS} on a CUDA device")
         scratch = _cuda.memory(p, _core.cuda_icp_batch_bytes(batch, p.shape[1], q.shape[1]))
-        problem = (*_cuda.call(p), *problem, scratch.data_ptr())
-        _core.cuda_icp_batch(*problem)
+        _core.cuda_icp_batch(*_cuda.call(p), problem, scratch.data_ptr())
     else:
-        problem = (*problem, _validate.threads(num_threads))
-        _core.icp_batch(*problem)
-    return BatchResult(poses, fitness, rmse, iterations, converged)
+        problem.run(num_threads)
+    return poses, fitness, rmse, iterations, converged
 
 
-def _clouds(argument: str, value: Array, mask: Array | None) -> tuple[Tensor, Tensor | None]:
-    """(B, N, 3) float32 and the mask (B, N), contiguous; the real points are finite."""
-    points = _validate.as_tensor(argument, value)
-    if points.ndim != 3 or points.shape[2] != 3:
-        raise InputError(argument, f"shape {tuple(points.shape)}", "shape (B, N, 3)")
-    if points.dtype not in (torch.float32, torch.float64):
-        raise InputError(argument, f"dtype {points.dtype}", "float32 or float64")
-    points = _library.placed(points.to(torch.float32))
-    if mask is None:
-        _validate.finite(argument, points)
-        return points, None
-    real = _validate.as_tensor(f"{argument}_mask", mask)
-    if real.dtype != torch.bool or real.shape != points.shape[:2]:
-        expected = f"torch.bool of shape {tuple(points.shape[:2])}"
-        raise InputError(f"{argument}_mask", f"{real.dtype} of shape {tuple(real.shape)}", expected)
-    real = _library.placed(real)
-    _validate.finite(argument, points.masked_fill(~real[:, :, None], 0.0))
-    return points, real
+# Without a gradient formula on purpose: autograd refuses to go through it instead of going around it.
+icp_batch_op = torch.library.custom_op(
+    "dlc_reg::icp_batch",
+    _icp_batch,
+    mutates_args=(),
+    schema="(Tensor source, Tensor target, Tensor? source_mask, Tensor? target_mask, Tensor? init, int kind,"
+    " float limit, int max_iterations, float tolerance, int neighbours, int num_threads)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
 
 
-def _poses(argument: str, value: Array, batch: int) -> Tensor:
-    """(B, 4, 4) float64, contiguous, finite, with the last row (0, 0, 0, 1)."""
-    poses = _validate.as_tensor(argument, value)
+@icp_batch_op.register_fake
+def _(source: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    batch = source.shape[0]
+    float64 = torch.float64
+    return (
+        source.new_empty((batch, 4, 4), dtype=float64),
+        source.new_empty((batch,), dtype=float64),
+        source.new_empty((batch,), dtype=float64),
+        source.new_empty((batch,), dtype=torch.int64),
+        source.new_empty((batch,), dtype=torch.bool),
+    )
+
+
+def _starts(value: Array, batch: int) -> Tensor:
+    """(B, 4, 4) float64."""
+    poses = _validate.as_tensor("init", value)
     if tuple(poses.shape) != (batch, 4, 4):
-        raise InputError(argument, f"shape {tuple(poses.shape)}", f"shape ({batch}, 4, 4)")
+        raise InputError("init", f"shape {tuple(poses.shape)}", f"shape ({batch}, 4, 4)")
     if not poses.is_floating_point():
-        raise InputError(argument, f"dtype {poses.dtype}", "a floating-point dtype")
-    poses = _library.checked(argument, poses.to(torch.float64))
-    if not bool((poses[:, 3] == poses.new_tensor([0.0, 0.0, 0.0, 1.0])).all()):
-        raise InputError(argument, "a last row that is another", "the last row (0, 0, 0, 1)")
+        raise InputError("init", f"dtype {poses.dtype}", "a floating-point dtype")
+    return poses.to(torch.float64)
+
+
+def _checked_starts(poses: Tensor) -> Tensor:
+    """Contiguous, finite, with the last row (0, 0, 0, 1); a CUDA graph records no check."""
+    poses = _library.checked("init", poses)
+    if not _validate.capturing(poses) and not bool((poses[:, 3] == poses.new_tensor([0.0, 0.0, 0.0, 1.0])).all()):
+        raise InputError("init", "a last row that is another", "the last row (0, 0, 0, 1)")
     return poses

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from dlc_reg import _core
 from dlc_reg.errors import InputError
@@ -21,13 +22,19 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
-def watched(*tensors: Tensor) -> bool:
+def watched(*tensors: Tensor | None) -> bool:
     """Whether a call must go through the dispatcher."""
     if torch.compiler.is_compiling():
         return True
-    if any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors):  # fake tensors and other subclasses
-        return True
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    grad = torch.is_grad_enabled()
+    for tensor in tensors:  # a loop, for this is a good part of what a small call costs
+        if tensor is None:
+            continue
+        if type(tensor) is not Tensor and type(tensor) is not Parameter:  # fake tensors and other subclasses
+            return True
+        if grad and tensor.requires_grad:
+            return True
+    return False
 
 
 def host(argument: str, tensor: Tensor) -> Tensor:
@@ -52,6 +59,17 @@ def checked(argument: str, tensor: Tensor) -> Tensor:
     tensor = placed(tensor)
     _validate.finite(argument, tensor)
     return tensor
+
+
+def real_points(argument: str, points: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Clouds (B, N, 3) and their mask (B, N), both `placed`; what is not padding is finite."""
+    points = placed(points)
+    if mask is None:
+        _validate.finite(argument, points)
+        return points, None
+    if not _validate.capturing(points):
+        _validate.finite(argument, points.masked_fill(~mask[:, :, None], 0.0))
+    return points, placed(mask)
 
 
 Tree: TypeAlias = _core.KdTree | _cuda.Tree
@@ -163,6 +181,9 @@ voxel_groups_op = torch.library.custom_op(
     mutates_args=(),
     schema="(Tensor points, float voxel_size, int num_threads) -> (Tensor, Tensor)",
 )
+morton_order_op = torch.library.custom_op(
+    "dlc_reg::morton_order", morton_order, mutates_args=(), schema="(Tensor points, int num_threads) -> Tensor"
+)
 # Without a gradient formula on purpose: autograd refuses to go through it instead of going around it.
 local_geometry_op = torch.library.custom_op(
     "dlc_reg::local_geometry",
@@ -191,19 +212,24 @@ def _(points: Tensor, voxel_size: float, num_threads: int) -> tuple[Tensor, Tens
     return points.new_empty((voxels, 3)), points.new_empty((points.shape[0],), dtype=torch.int64)
 
 
+@morton_order_op.register_fake
+def _(points: Tensor, num_threads: int) -> Tensor:
+    return points.new_empty((points.shape[0],), dtype=torch.int64)
+
+
 @local_geometry_op.register_fake
 def _(points: Tensor, k: int, limit: float, num_threads: int) -> tuple[Tensor, Tensor]:
     n = points.shape[0]
     return points.new_empty((n, 3)), points.new_empty((n, 6))
 
 
-def _pair_gradients(
-    grad: Tensor, query: Tensor, points: Tensor, rows: Tensor, columns: Tensor
-) -> tuple[Tensor, Tensor]:
+def pair_gradients(grad: Tensor, query: Tensor, points: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of distances |query[rows] - points[columns]| (P,); zero where the distance is or a column is -1."""
     found = columns >= 0
+    if len(points) == 0:  # nothing was found
+        return torch.zeros_like(query), torch.zeros_like(points)
     columns = columns.clamp(min=0)
-    difference = query[rows] - points[columns]
+    difference = torch.where(found[:, None], query[rows] - points[columns], 0.0)  # padding may hold NaN
     squared = (difference * difference).sum(dim=1)
     usable = found & (squared > 0)
     length = torch.where(usable, squared, torch.ones_like(squared)).sqrt()
@@ -222,14 +248,14 @@ def _knn_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     query, points, indices = ctx.saved_tensors
     n, k = indices.shape
     rows = torch.arange(n, device=query.device)[:, None].expand(n, k).reshape(-1)
-    return *_pair_gradients(grad.reshape(-1), query, points, rows, indices.reshape(-1)), None, None, None
+    return *pair_gradients(grad.reshape(-1), query, points, rows, indices.reshape(-1)), None, None, None
 
 
 def _radius_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
     query, points, indices, splits = ctx.saved_tensors
     at = torch.arange(indices.shape[0], device=query.device)
     rows = torch.searchsorted(splits, at, right=True) - 1
-    return *_pair_gradients(grad, query, points, rows, indices), None, None
+    return *pair_gradients(grad, query, points, rows, indices), None, None
 
 
 def _save_groups(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

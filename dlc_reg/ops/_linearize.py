@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from dlc_reg import _core
 from dlc_reg.errors import InputError
 from dlc_reg.ops import _cuda, _library, _validate
-from dlc_reg.ops._search import SearchIndex
+from dlc_reg.ops._search import SearchIndex, index_over
 from dlc_reg.ops._validate import Array
 
 KINDS = {"point_to_point": 0, "point_to_plane": 1, "symmetric": 2, "generalized": 3}
@@ -44,15 +44,21 @@ class Moments:
 
 @dataclass(frozen=True)
 class Linearization:
-    """What `linearize` found. p is a source point moved by the transform, q its target point."""
+    """What `linearize` found, without gradients. p is a source point moved by the transform, q its target point."""
 
     kind: str
-    sums: Tensor
-    """(36,) float64 on the host, the layout of csrc/core/residuals.hpp"""
+    totals: Tensor
+    """(36,) float64 on the source's device, the layout of csrc/core/residuals.hpp"""
     indices: Tensor
     """(N,) int64 on the source's device, the target point of each source point, -1 where there is none"""
     distances: Tensor
     """(N,) float32 on the source's device, |p - q|, inf where there is none"""
+    _host: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def sums(self) -> Tensor:
+        """`totals` on the host, from where all else is read. Where a graph captured it: ask after a replay."""
+        return self.totals.cpu() if self._host is None else self._host
 
     @property
     def hessian(self) -> Tensor:
@@ -182,7 +188,12 @@ def linearize(
 
     Returns:
         A `Linearization`. On a CUDA device, where all but `transform` has to be, it is one launch, and only the sums
-        come to the host.
+        come to the host. A backward pass through it raises.
+
+    A CUDA graph can capture it and then checks no values; its answer is `totals`, and a `transform` on the device is
+    read anew by every replay (one on the host stays as it was). Under `torch.compile(fullgraph=True)` the operator
+    takes the index's points and finds the tree by them; `memory` is not used, and numbers such as `cost` cannot be
+    asked for inside.
 
     Raises:
         InputError: wrong shapes, dtypes, devices or names, NaN or infinity, missing normals or covariances.
@@ -191,74 +202,151 @@ def linearize(
     kernel_id = _validate.choice("kernel", kernel, KERNELS)
     scale = _validate.length("kernel_parameter", kernel_parameter, positive=True)
     limit = _validate.limit("max_distance", max_distance)
-    pose = _validate.pose("transform", transform)
-    p = _library.placed(_validate.points("source", source, allow_empty=True))
+    p = _validate.points("source", source, allow_empty=True)
     _validate.same_device("source", p, "index", index.points)
-    n, m = len(p), len(index)
+    n, m = p.shape[0], index.points.shape[0]
     normals_of_source = _rows(kind, ("symmetric",), "source_normals", source_normals, 3, p, n)
     normals_of_target = _rows(kind, ("point_to_plane", "symmetric"), "target_normals", target_normals, 3, p, m)
     covariances_of_source = _rows(kind, ("generalized",), "source_covariances", source_covariances, 6, p, n)
     covariances_of_target = _rows(kind, ("generalized",), "target_covariances", target_covariances, 6, p, m)
+    pose = _validate.matrix("transform", transform)
+    matches = None if correspondences is None else _indices(correspondences, p, n)
+    data = (normals_of_source, covariances_of_source, normals_of_target, covariances_of_target)
+    workers = _validate.threads(num_threads)
+    if _library.watched(p, pose, *data):
+        return Linearization(
+            kind, *linearize_op(p, index.points, pose, *data, matches, kind_id, limit, kernel_id, scale, workers)
+        )
+    answer = _linearize(p, index, memory, pose, *data, matches, kind_id, limit, kernel_id, scale, workers)
+    if _validate.capturing(p):
+        return Linearization(kind, *answer)
+    sums = answer[0].cpu()
+    _check_sums(sums, p, *data)
+    return Linearization(kind, *answer, sums)
+
+
+def _linearize(
+    source: Tensor,
+    index: SearchIndex,
+    memory: SearchMemory | None,
+    transform: Tensor,
+    source_normals: Tensor | None,
+    source_covariances: Tensor | None,
+    target_normals: Tensor | None,
+    target_covariances: Tensor | None,
+    correspondences: Tensor | None,
+    kind: int,
+    limit: float,
+    kernel: int,
+    scale: float,
+    num_threads: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums, indices and distances, of arguments of the right shapes and dtypes."""
+    p, n, m = _library.placed(source), source.shape[0], index.points.shape[0]
     search = correspondences is None
     if correspondences is None:
         indices = torch.empty(n, dtype=torch.int64, device=p.device)
     else:
-        indices = _indices(correspondences, p, n, m)
+        indices = _checked_indices(correspondences, m)
     distances = torch.empty(n, dtype=torch.float32, device=p.device)
     sums = torch.empty(_core.LINEARIZE_SUMS, dtype=torch.float64, device=p.device)
-    source_side = (p.data_ptr(), _cuda.address(normals_of_source), _cuda.address(covariances_of_source), n)
-    target_side = (index.points.data_ptr(), _cuda.address(normals_of_target), _cuda.address(covariances_of_target))
-    objective = (pose.data_ptr(), limit, kernel_id, scale)
+    given = (source_normals, source_covariances, target_normals, target_covariances)
+    rows = [None if x is None else _library.placed(x) for x in given]
+    addresses = [0 if x is None else x.data_ptr() for x in rows]
+    source_side = (p.data_ptr(), *addresses[:2], n)
+    target_side = (index.points.data_ptr(), *addresses[2:])
+    objective = (limit, kernel, scale)
     matches = (indices.data_ptr(), distances.data_ptr())
     arguments: tuple[Any, ...]
     if isinstance(index.tree, _cuda.Tree):
         tree = index.tree.memory.data_ptr() if search else 0
+        pose, where = _device_pose(transform)
         partials = sums.new_empty(_core.cuda_linearize_partials(n))
-        finished = torch.zeros(1, dtype=torch.int32, device=p.device)
+        finished = _cuda.flag(p)
         workspace = (partials.data_ptr(), finished.data_ptr(), sums.data_ptr())
-        arguments = (*_cuda.call(p), kind_id, *source_side, tree, m, *target_side, *objective, *matches, *workspace)
-        _core.cuda_linearize(*arguments)
-        sums = sums.cpu()
+        arguments = (kind, *source_side, tree, m, *target_side, *where, *objective, *matches, *workspace)
+        _core.cuda_linearize(*_cuda.call(p), *arguments)
     else:
-        threads = _validate.threads(num_threads)
+        pose = _validate.pose("transform", transform)
         remembered = memory.of(p, index, limit) if memory is not None and search else 0
-        native = (search, *matches, remembered, sums.data_ptr(), threads)
-        arguments = (kind_id, *source_side, index.tree, *target_side, *objective, *native)
+        native = (search, *matches, remembered, sums.data_ptr(), num_threads)
+        arguments = (kind, *source_side, index.tree, *target_side, pose.data_ptr(), *objective, *native)
         _core.linearize(*arguments)
-    if not math.isfinite(sum(sums.tolist())):  # the data is checked by what came of it: this runs in every iteration
-        _validate.finite("source", p)
-        for argument, rows in (
-            ("source_normals", normals_of_source),
-            ("target_normals", normals_of_target),
-            ("source_covariances", covariances_of_source),
-            ("target_covariances", covariances_of_target),
-        ):
-            if rows is not None:
-                _validate.finite(argument, rows)
-    return Linearization(kind, sums, indices, distances)
+    return sums, indices, distances
+
+
+def _device_pose(transform: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """The pose, to be kept alive, and its addresses on the host and on the device, one of them 0."""
+    if not _validate.capturing(transform):
+        pose = _validate.pose("transform", transform)
+        return pose, (pose.data_ptr(), 0)
+    pose = transform.detach().to(torch.float64).contiguous()
+    return pose, (0, pose.data_ptr())
+
+
+def _check_sums(sums: Tensor, source: Tensor, *data: Tensor | None) -> None:
+    """The data is checked by what came of it: this runs in every iteration."""
+    if math.isfinite(sum(sums.tolist())):
+        return
+    _validate.finite("source", _library.placed(source))
+    names = ("source_normals", "source_covariances", "target_normals", "target_covariances")
+    for argument, rows in zip(names, data, strict=True):
+        if rows is not None:
+            _validate.finite(argument, _library.placed(rows))
+
+
+def _linearize_points(source: Tensor, target: Tensor, transform: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """For the dispatcher, which takes no index but the points of one."""
+    sums, indices, distances = _linearize(source, index_over(target), None, transform, *rest)
+    if not _validate.capturing(source):
+        _check_sums(sums.cpu(), source, *rest[:4])
+    return sums, indices.clone() if rest[4] is not None else indices, distances
+
+
+# Without a gradient formula on purpose: autograd refuses to go through it instead of going around it.
+linearize_op = torch.library.custom_op(
+    "dlc_reg::linearize",
+    _linearize_points,
+    mutates_args=(),
+    schema="(Tensor source, Tensor target, Tensor transform, Tensor? source_normals, Tensor? source_covariances,"
+    " Tensor? target_normals, Tensor? target_covariances, Tensor? correspondences, int kind, float limit, int kernel,"
+    " float scale, int num_threads) -> (Tensor, Tensor, Tensor)",
+)
+
+
+@linearize_op.register_fake
+def _(source: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    n = source.shape[0]
+    sums = source.new_empty((_core.LINEARIZE_SUMS,), dtype=torch.float64)
+    return sums, source.new_empty((n,), dtype=torch.int64), source.new_empty((n,))
 
 
 def _rows(
     kind: str, users: tuple[str, ...], argument: str, value: Array | None, width: int, source: Tensor, n: int
 ) -> Tensor | None:
-    """The (n, width) float32 data if this kind uses it, on the source's device."""
+    """The (n, width) float32 data if this kind uses it; it is on the source's device."""
     if kind not in users:
         return None
     if value is None:
         raise InputError(argument, "nothing", f"shape ({n}, {width}): {kind} needs them")
     if width == 6 and value.ndim == 3 and tuple(value.shape[1:]) == (3, 3):
         value = value.reshape(-1, 9)[:, [0, 1, 2, 4, 5, 8]]
-    rows = _library.placed(_validate.rows(argument, value, width, n))
+    rows = _validate.rows(argument, value, width, n)
     _validate.same_device(argument, rows, "source", source)
     return rows
 
 
-def _indices(value: Array, source: Tensor, n: int, m: int) -> Tensor:
+def _indices(value: Array, source: Tensor, n: int) -> Tensor:
     tensor = _validate.as_tensor("correspondences", value)
     if tuple(tensor.shape) != (n,) or tensor.dtype != torch.int64:
         raise InputError("correspondences", f"{tensor.dtype} of shape {tuple(tensor.shape)}", f"int64 of shape ({n},)")
-    tensor = _library.placed(tensor)
     _validate.same_device("correspondences", tensor, "source", source)
-    if n and not (int(tensor.min()) >= -1 and int(tensor.max()) < m):
+    return tensor
+
+
+def _checked_indices(tensor: Tensor, m: int) -> Tensor:
+    """Contiguous, from -1 to m - 1; a CUDA graph records no check."""
+    tensor = _library.placed(tensor)
+    if not _validate.capturing(tensor) and len(tensor) and not (int(tensor.min()) >= -1 and int(tensor.max()) < m):
         raise InputError("correspondences", f"indices {int(tensor.min())} to {int(tensor.max())}", f"-1 to {m - 1}")
     return tensor

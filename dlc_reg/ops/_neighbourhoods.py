@@ -22,7 +22,8 @@ def voxel_groups(points: ArrayT, voxel_size: float, *, num_threads: int | None =
 
     Returns:
         means (M, 3) float32, voxels in Morton order, and inverse (N,) int64: point i is in voxel inverse[i]. The kind
-        and device of `points`. The means carry gradients to the points.
+        and device of `points`. The means carry gradients to the points. M depends on the data, so that no CUDA graph
+        can capture this.
 
     Raises:
         InputError: wrong shape or dtype, no points, NaN or infinity, a voxel size that is not positive and finite or
@@ -42,10 +43,12 @@ def voxel_downsample(points: ArrayT, voxel_size: float, *, num_threads: int | No
 def morton_order(points: ArrayT, *, num_threads: int | None = None) -> ArrayT:
     """Indices (N,) int64 that sort points (N, 3) along the Morton curve: near in the order is near in space.
 
-    Queries in this order find the search tree's nodes in the cache. Equal codes keep their order.
+    Queries in this order find the search tree's nodes in the cache. Equal codes keep their order. Works under
+    `torch.compile(fullgraph=True)`; a CUDA graph can capture it.
     """
     p = _validate.points("points", points, allow_empty=True)
-    order: ArrayT = _validate.like(points, _library.morton_order(p, _validate.threads(num_threads)))
+    run = _library.morton_order_op if _library.watched(p) else _library.morton_order
+    order: ArrayT = _validate.like(points, run(p, _validate.threads(num_threads)))
     return order
 
 
@@ -74,7 +77,7 @@ def estimate_normals(
 
     A normal's sign carries no meaning: the component that is largest in size is positive. Fewer than 3 neighbours, or
     neighbours all in one place, give (0, 0, 1). Not differentiable: a backward pass through it raises. Otherwise as
-    `knn`.
+    `knn`; for a CUDA graph, with up to 64 neighbours.
     """
     return _local_geometry(points, k, max_distance, num_threads)[0]
 

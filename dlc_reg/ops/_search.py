@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -34,7 +35,8 @@ def knn(
 
     Distances carry gradients to `query` and `points` (zero where a distance is zero). The search is in float32:
     subtract a common origin from large coordinates first. CUDA tensors are searched on their device; more than 64
-    neighbours there take a sort over all points. Works under `torch.compile(fullgraph=True)`.
+    neighbours there take a sort over all points. Works under `torch.compile(fullgraph=True)`; a CUDA graph can capture
+    it, and then checks no values.
 
     Raises:
         InputError: wrong shape or dtype, no points, NaN or infinity, k < 1, a negative or NaN distance.
@@ -53,12 +55,29 @@ def radius_search(
     """All of `points` strictly nearer than `radius` (in their unit) to each row of `query`.
 
     Returns distances (T,) float32, indices (T,) int64 and splits (N + 1,) int64: the neighbours of query i are the
-    entries splits[i]:splits[i + 1], nearest first, equal distances by index. Otherwise as `knn`.
+    entries splits[i]:splits[i + 1], nearest first, equal distances by index. Otherwise as `knn`, but that no CUDA graph
+    can capture it: T depends on the data.
     """
     q, p = _query_and_points(query, points)
     run = _library.radius_search_op if _library.watched(q, p) else _library.radius_search
     distances, indices, splits = run(q, p, _validate.length("radius", radius), _validate.threads(num_threads))
     return _validate.like(query, distances), _validate.like(query, indices), _validate.like(query, splits)
+
+
+_ALIVE: weakref.WeakValueDictionary[tuple[torch.device, int], SearchIndex] = weakref.WeakValueDictionary()
+
+
+def _key(points: Tensor) -> tuple[torch.device, int]:
+    """Where an index keeps its points. They are its own copy, so that while it lives no others are there."""
+    return points.device, points.data_ptr()
+
+
+def index_over(points: Tensor) -> SearchIndex:
+    """The index whose points these are, or a new one."""
+    found = _ALIVE.get(_key(points))
+    if found is not None and found.points.shape == points.shape and points.is_contiguous():
+        return found
+    return SearchIndex(points)
 
 
 class SearchIndex:
@@ -72,6 +91,7 @@ class SearchIndex:
     def __init__(self, points: Array, *, num_threads: int | None = None) -> None:
         self.points: Tensor = _library.checked("points", _validate.points("points", points)).clone()
         self.tree = _library.build_tree(self.points, _validate.threads(num_threads))
+        _ALIVE[_key(self.points)] = self
 
     def __len__(self) -> int:
         return len(self.points)

@@ -61,10 +61,34 @@ def points(argument: str, value: object, *, allow_empty: bool = False) -> Tensor
     return tensor
 
 
+def clouds(argument: str, value: object, mask: object | None) -> tuple[Tensor, Tensor | None]:
+    """`value` as a float32 tensor (B, N, 3), and its mask (B, N) of real points on the same device."""
+    tensor = as_tensor(argument, value)
+    if tensor.ndim != 3 or tensor.shape[2] != 3:
+        raise InputError(argument, f"shape {tuple(tensor.shape)}", "shape (B, N, 3)")
+    if tensor.dtype not in (torch.float32, torch.float64):
+        raise InputError(argument, f"dtype {tensor.dtype}", "float32 or float64")
+    if mask is None:
+        return tensor.to(torch.float32), None
+    real = as_tensor(f"{argument}_mask", mask)
+    if real.dtype != torch.bool or real.shape != tensor.shape[:2]:
+        expected = f"torch.bool of shape {tuple(tensor.shape[:2])}"
+        raise InputError(f"{argument}_mask", f"{real.dtype} of shape {tuple(real.shape)}", expected)
+    same_device(f"{argument}_mask", real, argument, tensor)
+    return tensor.to(torch.float32), real
+
+
+def capturing(tensor: Tensor) -> bool:
+    """Whether a CUDA graph records what is done to this tensor: then nothing may wait for a value of it."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def finite(argument: str, tensor: Tensor) -> None:
     """Raises if any number of a tensor (N, ...) is NaN or infinite; not while a CUDA graph records."""
+    if capturing(tensor):
+        return
     if tensor.is_cuda:
-        if torch.cuda.is_current_stream_capturing() or bool(torch.isfinite(tensor).all()):
+        if bool(torch.isfinite(tensor).all()):
             return
     else:
         with np.errstate(all="ignore"):  # NaN and inf survive a sum: one pass, no temporary, no threads to wake
@@ -104,7 +128,7 @@ def length(argument: str, value: object, *, positive: bool = False) -> float:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         raise InputError(argument, repr(value), expected) from None
-    if math.isnan(number) or number < 0 or (positive and (number == 0 or math.isinf(number))):
+    if not number >= 0 or (positive and not 0 < number < math.inf):  # comparisons alone, which torch.compile follows
         raise InputError(argument, str(number), expected)
     return number
 
@@ -114,14 +138,19 @@ def limit(argument: str, value: float | None) -> float:
     return math.inf if value is None else length(argument, value)
 
 
-def pose(argument: str, value: object) -> Tensor:
-    """A (4, 4) float64 tensor on the CPU, row-major in memory, finite, with the last row (0, 0, 0, 1)."""
-    tensor = as_tensor(argument, value).detach()
-    if tuple(tensor.shape) != (4, 4):
+def matrix(argument: str, value: object) -> Tensor:
+    """A floating-point tensor (4, 4); its numbers are not looked at."""
+    tensor = as_tensor(argument, value)
+    if tensor.shape != (4, 4):
         raise InputError(argument, f"shape {tuple(tensor.shape)}", "shape (4, 4)")
     if not tensor.is_floating_point():
         raise InputError(argument, f"dtype {tensor.dtype}", "a floating-point dtype")
-    tensor = tensor.to("cpu", torch.float64).contiguous()
+    return tensor
+
+
+def pose(argument: str, value: object) -> Tensor:
+    """A (4, 4) float64 tensor on the CPU, row-major in memory, finite, with the last row (0, 0, 0, 1)."""
+    tensor = matrix(argument, value).detach().to("cpu", torch.float64).contiguous()
     values = tensor.flatten().tolist()
     if not all(map(math.isfinite, values)):
         raise InputError(argument, "NaN or infinity", "finite numbers")
