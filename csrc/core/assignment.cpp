@@ -14,6 +14,7 @@ namespace dlc {
 namespace {
 
 constexpr int64_t kRowsInFloat = kAffinityRows;  // rows summed in float32 before their sums go to double
+constexpr int64_t kLeastStrip = 1024, kMostStrips = 16;  // rows that a thread takes of a pair; a pair's parts
 constexpr int64_t kPosesAtOnce = 16;   // that share a reading of the affinities, and hold memory meanwhile
 constexpr double kCarefulBelow = 50;   // o further below the largest affinity needs the careful loop
 constexpr double kLeastShift = -1000;  // well above kAbsent, so that absent pairs weigh exactly 0
@@ -79,17 +80,17 @@ struct Pose {
   }
 };
 
-// body(first, count, affinities of so many rows, `pair.affinity.stride()` apart), rows in order.
+// body(first, count, affinities of so many rows, `pair.affinity.stride()` apart) for rows [begin, end) in order.
 template <class Body>
-void each_block(const Pair& pair, const Body& body) {
+void each_block(const Pair& pair, int64_t begin, int64_t end, const Body& body) {
   std::vector<float> room(pair.affinity.room());
-  for (int64_t first = 0; first < pair.n; first += kAffinityRows) {
-    const int64_t count = std::min(kAffinityRows, pair.n - first);
+  for (int64_t first = begin; first < end; first += kAffinityRows) {
+    const int64_t count = std::min(kAffinityRows, end - first);
     body(first, count, pair.affinity.rows(first, count, room.data()));
   }
 }
 
-// The energy of one pose and the moments of its shares, from all rows in order and then the columns.
+// The energy of one pose and the moments of its shares, from rows in order, then other sweeps' rows, then the columns.
 class Sweep {
  public:
   Sweep(const Pair& pair, const Pose& pose, bool both_ways, bool moments)
@@ -108,6 +109,12 @@ class Sweep {
     if (!both_ways_) return;
     for (int64_t j = 0; j < 4 * padded_; ++j) columns_[j] += partial_[j];
     std::fill(partial_.begin(), partial_.end(), 0.0f);
+  }
+
+  void add(const Sweep& other) {
+    energy += other.energy;
+    moments.add(other.moments);
+    for (int64_t j = 0; j < 4 * padded_; ++j) columns_[j] += other.columns_[j];
   }
 
   void add_columns() {
@@ -175,7 +182,7 @@ struct LogSum {
 double careful_sweep(const Pair& pair, const Pose& pose, bool both_ways, ShareMoments* moments) {
   std::vector<LogSum> rows(pair.n, LogSum(pair.outlier)), columns(pair.m, LogSum(pair.outlier));
   const auto each = [&](const auto& body) {
-    each_block(pair, [&](int64_t first, int64_t count, const float* affinity) {
+    each_block(pair, 0, pair.n, [&](int64_t first, int64_t count, const float* affinity) {
       for (int64_t i = first; i < first + count; ++i, affinity += pair.affinity.stride()) {
         const double p[3] = {pair.source[0][i], pair.source[1][i], pair.source[2][i]};
         double moved[3];
@@ -210,9 +217,16 @@ double careful_sweep(const Pair& pair, const Pose& pose, bool both_ways, ShareMo
   return energy;
 }
 
+// Rows of a pair that are swept by themselves, so that threads can share a large one; a function of n alone.
+int64_t strip_rows(int64_t n) {
+  const int64_t rows = std::max(kLeastStrip, (n + kMostStrips - 1) / kMostStrips);
+  return (rows + kAffinityRows - 1) / kAffinityRows * kAffinityRows;
+}
+int64_t strips_of(int64_t n) { return std::max<int64_t>(1, (n + strip_rows(n) - 1) / strip_rows(n)); }
+
 // Poses [begin, end) of pair b.
 void solve(const AssignmentProblem& problem, const Pair& pair, int64_t b, int64_t begin, int64_t end, double* energy,
-           double* poses_after) {
+           double* poses_after, int num_threads) {
   const auto answer = [&](int64_t k, double value, const ShareMoments& moments) {
     const int64_t job = k * problem.batch + b;
     energy[job] = value;
@@ -227,24 +241,22 @@ void solve(const AssignmentProblem& problem, const Pair& pair, int64_t b, int64_
     }
     return;
   }
-  std::vector<Sweep> sweeps;
-  sweeps.reserve(static_cast<std::size_t>(end - begin));
-  for (int64_t k = begin; k < end; ++k) sweeps.emplace_back(pair, pose(k), problem.both_ways, poses_after != nullptr);
-  each_block(pair, [&](int64_t first, int64_t count, const float* affinity) {
-    for (Sweep& sweep : sweeps) sweep.add_rows(first, count, affinity);
+  std::vector<std::vector<Sweep>> strips(static_cast<std::size_t>(strips_of(pair.n)));
+  parallel_for(strips_of(pair.n), 1, num_threads, [&](int64_t number, int64_t) {
+    std::vector<Sweep>& sweeps = strips[static_cast<std::size_t>(number)];
+    sweeps.reserve(static_cast<std::size_t>(end - begin));
+    for (int64_t k = begin; k < end; ++k) sweeps.emplace_back(pair, pose(k), problem.both_ways, poses_after != nullptr);
+    const int64_t first_row = number * strip_rows(pair.n), last_row = std::min(first_row + strip_rows(pair.n), pair.n);
+    each_block(pair, first_row, last_row, [&](int64_t first, int64_t count, const float* affinity) {
+      for (Sweep& sweep : sweeps) sweep.add_rows(first, count, affinity);
+    });
   });
-  for (int64_t k = begin; k < end; ++k) {
-    Sweep& sweep = sweeps[static_cast<std::size_t>(k - begin)];
+  for (std::size_t k = 0; k < strips[0].size(); ++k) {
+    Sweep& sweep = strips[0][k];
+    for (std::size_t number = 1; number < strips.size(); ++number) sweep.add(strips[number][k]);
     sweep.add_columns();
-    answer(k, sweep.energy, sweep.moments);
+    answer(begin + static_cast<int64_t>(k), sweep.energy, sweep.moments);
   }
-}
-
-// How many poses share a reading of the affinities: what leaves work for every thread. No sum depends on it.
-int64_t poses_together(const AssignmentProblem& problem, int num_threads) {
-  const int64_t threads = num_threads > 0 ? num_threads : hardware_threads();
-  const int64_t parts = threads == 1 ? 1 : (2 * threads + problem.batch - 1) / problem.batch;
-  return std::clamp<int64_t>((problem.num_poses + parts - 1) / parts, 1, kPosesAtOnce);
 }
 
 }  // namespace
@@ -255,13 +267,17 @@ void soft_assignment(const AssignmentProblem& problem, double* energy, double* p
   parallel_for(problem.batch, 1, num_threads, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) pairs[b] = make_pair(problem, b);
   });
-  const int64_t together = poses_together(problem, num_threads);
-  const int64_t groups = (problem.num_poses + together - 1) / together;
-  parallel_for(groups * problem.batch, 1, num_threads, [&](int64_t begin, int64_t end) {
+  // As many poses share a reading of the affinities as leave work for every thread. No sum depends on it.
+  const int64_t threads = num_threads > 0 ? num_threads : hardware_threads();
+  const bool large = strips_of(problem.n) > 1;  // its strips are shared out, one job after another
+  const int64_t parts = threads == 1 || large ? 1 : (2 * threads + problem.batch - 1) / problem.batch;
+  const int64_t together = std::clamp<int64_t>((problem.num_poses + parts - 1) / parts, 1, kPosesAtOnce);
+  const int64_t jobs = (problem.num_poses + together - 1) / together * problem.batch;
+  parallel_for(jobs, large ? jobs : 1, num_threads, [&](int64_t begin, int64_t end) {
     for (int64_t job = begin; job < end; ++job) {
       const int64_t b = job % problem.batch, first = job / problem.batch * together;
       const int64_t last = std::min(first + together, problem.num_poses);
-      solve(problem, pairs[b], b, first, last, energy, poses_after);
+      solve(problem, pairs[b], b, first, last, energy, poses_after, num_threads);
     }
   });
 }

@@ -34,8 +34,8 @@ struct AssignmentProblem {
 
 // energy (K, B), and unless it is null poses_after (K, B, 4, 4): the weighted Procrustes fit to the shares
 // u_i exp(l_ij) / (sum_j exp(l_ij) + exp(o)), with `both_ways` the mean of these and of the other way's. The identity
-// where the shares sum to less than 1e-19. Memory: O(N + M) for each pair, and for each thread a few rows of affinities
-// and the sums of some poses' columns, O(M).
+// where the shares sum to less than 1e-19. Memory: O(N + M) for each pair, and O(M) for each thread and for up to 16
+// parts of a pair of more than 1024 rows.
 //
 // Weights exp(l_ij) are float32 with a relative error of about 1e-7 (and what l_ij, rounded to float32, adds), and 0
 // where l_ij lies more than 80 below the larger of o and the pair's largest affinity; long sums are double. Where

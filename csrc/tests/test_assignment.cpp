@@ -185,6 +185,9 @@ void check_factors() {
     clouds.factor(8, 23);
     check(clouds, 2e-5);
   }
+  Clouds tall(3, 2, 2100, 20, 5, -4, 29);  // three strips of rows
+  tall.factor(3, 31);
+  check(tall, 2e-5);
   Clouds loose(1, 1, 20, 20, 5, -4, 25);  // lengths allow affinities of 1e6, of which there are none
   loose.factor(2, 27);
   for (int64_t i = 0; i < 20; ++i) {
