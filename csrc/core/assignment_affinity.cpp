@@ -119,6 +119,7 @@ const float* PairAffinity::rows(int64_t first, int64_t count, float* room) const
 }
 
 float PairAffinity::largest() const {
+  if (is_matrix()) return largest_of(source_, n_ * m_, kAbsent);
   std::vector<float> room(this->room());
   float best = kAbsent;
   for (int64_t first = 0; first < n_; first += kAffinityRows) {
