@@ -2,9 +2,10 @@
 
     python benchmarks/assignment.py [--shapes 64x128x128x8 16x1024x1024x1] [--one-way]
 
-A shape is pairs x N x M x poses. Clouds are independent samples of the unit sphere's surface, affinities standard
-normal, the poses a few degrees off. Plain torch works in float32 and holds the N x M matrix; both are compared with
-float64 before they are timed: energies to 1e-5, poses to 1e-3.
+A shape is pairs x N x M x poses. Clouds are independent samples of the unit sphere's surface, affinities products of 64
+normal features with a variance of one, the poses a few degrees off. Plain torch works in float32 and holds N x M
+matrices for every pose; ours is given the matrix of affinities, or its factors. All are compared with float64 before
+they are timed: energies to 1e-5, poses to 1e-3.
 """
 
 from __future__ import annotations
@@ -22,27 +23,31 @@ from torch import Tensor
 from dlc_reg import ops
 from dlc_reg.manifold import SE3
 
-SHARPNESS, OUTLIER = 100.0, -2.0
+SHARPNESS, OUTLIER, CHANNELS = 100.0, -2.0, 64
 ENERGY, POSE = 1e-5, 1e-3
 
 
-def inputs(shape: tuple[int, int, int, int], seed: int) -> dict[str, Tensor]:
+def inputs(shape: tuple[int, int, int, int], seed: int) -> tuple[dict[str, Tensor], ops.Affinity]:
+    """Arguments of `ops.soft_assignment`, and the factors of their affinities."""
     pairs, n, m, poses = shape
     random = torch.Generator().manual_seed(seed)
     source, target = (
         torch.nn.functional.normalize(torch.randn(pairs, size, 3, generator=random), dim=2) for size in (n, m)
     )
     twists = 0.1 * torch.randn(poses, pairs, 6, generator=random, dtype=torch.float64)
-    return {
+    features = (torch.randn(pairs, size, CHANNELS, generator=random) / CHANNELS**0.25 for size in (n, m))
+    factors = ops.Affinity(*features, torch.zeros(pairs, n), torch.zeros(pairs, m))
+    given = {
         "source": source,
         "target": target,
-        "affinity": torch.randn(pairs, n, m, generator=random),
+        "affinity": factors.matrix(),
         "poses": SE3().retract(torch.eye(4, dtype=torch.float64).expand(poses, pairs, 4, 4), twists),
         "sharpness": torch.full((pairs,), SHARPNESS, dtype=torch.float64),
         "outlier": torch.full((pairs,), OUTLIER, dtype=torch.float64),
         "source_weight": torch.full((pairs, n), 1 / n),
         "target_weight": torch.full((pairs, m), 1 / m),
     }
+    return given, factors
 
 
 def plain(given: dict[str, Tensor], both_ways: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -93,9 +98,13 @@ def _procrustes(p: Tensor, q: Tensor, shares: Tensor) -> Tensor:
 
 
 def work(shape: tuple[int, int, int, int], options: argparse.Namespace) -> Work:
-    given, both_ways = inputs(shape, options.seed), not options.one_way
+    (given, factors), both_ways = inputs(shape, options.seed), not options.one_way
+    by_factors: dict[str, Any] = {**given, "affinity": factors}
     makers: dict[str, Callable[[], Call]] = {
         OURS: lambda: lambda: ops.soft_assignment(**given, both_ways=both_ways, num_threads=options.threads),
+        f"{OURS}, by factors": lambda: (
+            lambda: ops.soft_assignment(**by_factors, both_ways=both_ways, num_threads=options.threads)
+        ),
         "plain torch": lambda: lambda: plain(given, both_ways, torch.float32),
     }
     true: list[tuple[Tensor, Tensor]] = []

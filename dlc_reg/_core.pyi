@@ -147,12 +147,16 @@ def refine_poses(
 def soft_assignment(
     source: int,
     target: int,
-    affinity: int,
     poses: int,
     sharpness: int,
     outlier: int,
     source_weight: int,
     target_weight: int,
+    affinity: int,
+    target_features: int,
+    source_bias: int,
+    target_bias: int,
+    channels: int,
     num_poses: int,
     batch: int,
     n: int,
@@ -318,23 +322,29 @@ class CudaAssignment:
         self,
         source: int,
         target: int,
-        affinity: int,
         poses: int,
         sharpness: int,
         outlier: int,
         source_weight: int,
         target_weight: int,
+        affinity: int,
+        target_features: int,
+        source_bias: int,
+        target_bias: int,
+        channels: int,
         num_poses: int,
         batch: int,
         n: int,
         m: int,
         both_ways: bool,
+        strip: int,
         /,
     ) -> None: ...
     def bytes(self, moments: bool, /) -> int: ...
     def gradient_bytes(self) -> int: ...
     def parts(self) -> tuple[int, int]: ...
-    def run(
+    def sweep(self, device: int, stream: int, moments: bool, affinity: int, first: int, scratch: int, /) -> None: ...
+    def finish(
         self,
         device: int,
         stream: int,
@@ -349,6 +359,8 @@ class CudaAssignment:
         self,
         device: int,
         stream: int,
+        strip: int,
+        first: int,
         weights: int,
         row_logs: int,
         column_logs: int,

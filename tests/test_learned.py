@@ -11,9 +11,11 @@ import dlc_reg
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import localize
 from dlc_reg.networks.invariant import invariants
+from dlc_reg.networks.neighbours import ABSENT
 from dlc_reg.pipelines import registration as reg
 from dlc_reg.registration.assignment import Assignment, SoftAssignment
 from dlc_reg.registration.global_search import GlobalSearch
+from dlc_reg.registration.learned import softicp
 from dlc_reg.registration.learned.apply import SHIPPED, estimate, shipped
 from dlc_reg.registration.learned.softicp import SoftICP
 from dlc_reg.registration.learned.weights import load_model, shipped_models
@@ -163,6 +165,63 @@ def test_energies_are_exact_under_autocast(whole):
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         encoded = shipped().encode(source, target)
     assert encoded.affinity.dtype == torch.float32 and encoded.source.dtype == torch.float32
+
+
+def ragged(whole):
+    """Two pairs, the second of 500 and 600 points, with masks."""
+    clouds = [torch.from_numpy(10 * (c - c.mean(0))).float().repeat(2, 1, 1) for c in whole]
+    masks = [torch.arange(900) < torch.tensor([[900], [count]]) for count in (500, 600)]
+    return (*clouds, *masks)
+
+
+def call_large(monkeypatch):
+    """From here on every cloud is too large for a matrix of affinities: the sizes of the strips that are formed."""
+    sizes, matrix = [], dlc_reg.ops.Affinity.matrix
+
+    def watched(self, rows=slice(None)):
+        answer = matrix(self, rows)
+        sizes.append(answer.numel())
+        return answer
+
+    monkeypatch.setattr(dlc_reg.ops.Affinity, "matrix", watched)
+    monkeypatch.setattr(softicp, "MATRIX", 0)
+    monkeypatch.setattr(softicp, "STRIP", 20_000)
+    return sizes
+
+
+def test_large_clouds_are_registered_without_a_matrix(whole, monkeypatch):
+    model, batch = shipped(), ragged(whole)
+    with torch.no_grad():
+        expected, kept = model(*batch).omega, model.encode(*batch)
+    sizes = call_large(monkeypatch)
+    with torch.no_grad():
+        found, encoded = model(*batch).omega, model.encode(*batch)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    assert isinstance(encoded.affinity, dlc_reg.ops.Affinity) and isinstance(kept.affinity, torch.Tensor)
+    assert sizes and max(sizes) <= 20_000
+    assert torch.equal(encoded.matrix(), kept.affinity)
+    real = batch[2][:, :, None] & batch[3][:, None, :]
+    assert (kept.affinity[~real] <= ABSENT).all() and (kept.affinity[real] > ABSENT / 10).all()
+
+
+def test_matches_are_searched_strip_by_strip(whole, monkeypatch):
+    with torch.no_grad():
+        encoded = shipped().encode(*ragged(whole))
+    pairs = [softicp._pair(encoded, b) for b in (0, 1)]
+    expected = [softicp._matches(pair) for pair in pairs]
+    call_large(monkeypatch)
+    for pair, (rows, columns) in zip(pairs, expected, strict=True):
+        found = {*zip(*(x.tolist() for x in softicp._matches(pair)), strict=True)}
+        assert len(rows) == len(found) == softicp.MATCHES
+        wanted = {*zip(rows.tolist(), columns.tolist(), strict=True)}
+        assert len(found & wanted) >= softicp.MATCHES - 2  # the last ones may change places
+    assert int(expected[1][0].max()) < 500 and int(expected[1][1].max()) < 600
+
+
+def test_what_is_trained_keeps_the_matrix(whole, monkeypatch):
+    call_large(monkeypatch)
+    encoded = shipped().encode(*ragged(whole))
+    assert isinstance(encoded.affinity, torch.Tensor) and encoded.affinity.requires_grad
 
 
 def test_estimate_brings_an_exact_rotation_and_uses_the_start():

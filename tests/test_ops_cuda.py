@@ -215,7 +215,8 @@ def test_batched_icp_is_the_hosts(device: torch.device, kind: str) -> None:
         torch.testing.assert_close(getattr(found, name).cpu(), getattr(expected, name), rtol=0, atol=1e-6)
 
 
-def assignment(device: torch.device, n: int, m: int, level: float) -> dict[str, Tensor]:
+def assignment(device: torch.device, n: int, m: int, level: float, factored: bool = False) -> dict[str, Tensor]:
+    """Arguments of `soft_assignment`; affinities by the fields of `ops.Affinity` if `factored`."""
     g = torch.Generator().manual_seed(n + m)
     twist = 0.1 * torch.randn(2, 3, 6, dtype=torch.float64, generator=g)
     data = {
@@ -230,19 +231,55 @@ def assignment(device: torch.device, n: int, m: int, level: float) -> dict[str, 
     }
     data["affinity"][:, :, -1] = -3e4  # padding
     data["target_weight"][:, -1] = 0
+    if factored:
+        del data["affinity"]
+        sizes = ((3, n, 5), (3, m, 5), (3, n), (3, m))
+        factors = (torch.rand(size, generator=g) - 0.5 for size in sizes)
+        data |= dict(zip(ops.Affinity._fields, factors, strict=True))
+        data["target_bias"][:, -1] = -3e4
     return {name: x.to(device) for name, x in data.items()}
 
 
+def assigned(data: dict[str, Tensor]) -> dict[str, Tensor | ops.Affinity]:
+    """With the fields of `ops.Affinity` put together."""
+    if "affinity" in data:
+        return {**data}
+    factors = ops.Affinity(*(data[name] for name in ops.Affinity._fields))
+    return {name: x for name, x in data.items() if name not in ops.Affinity._fields} | {"affinity": factors}
+
+
+@pytest.fixture
+def short_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 32 rows."""
+    monkeypatch.setattr("dlc_reg.ops._assignment_problem.STRIP", 1)
+
+
+@pytest.mark.usefixtures("short_strips")
 @pytest.mark.parametrize("both_ways", [True, False])
-@pytest.mark.parametrize(("n", "m", "level"), [(1, 2, -1.0), (40, 70, -2.0), (40, 600, -40.0), (30, 20, -150.0)])
-def test_soft_assignment_is_the_hosts(device: torch.device, n: int, m: int, level: float, both_ways: bool) -> None:
-    data = assignment(device, n, m, level)
-    energy, after = ops.soft_assignment(**data, both_ways=both_ways)
-    expected = host("soft_assignment", **{k: x.cpu() for k, x in data.items()}, both_ways=both_ways)
+@pytest.mark.parametrize("factored", [False, True])
+@pytest.mark.parametrize(("n", "m", "level"), [(1, 2, -1.0), (70, 40, -2.0), (40, 600, -40.0), (40, 20, -150.0)])
+def test_soft_assignment_is_the_hosts(
+    device: torch.device, n: int, m: int, level: float, factored: bool, both_ways: bool
+) -> None:
+    data = assignment(device, n, m, level, factored)
+    energy, after = ops.soft_assignment(**assigned(data), both_ways=both_ways)
+    there = assigned({k: x.cpu() for k, x in data.items()})
+    expected = host("soft_assignment", **there, both_ways=both_ways)
     assert after is not None and energy.device == after.device == device
     torch.testing.assert_close(energy.cpu(), expected[0], rtol=3e-6, atol=3e-6)
     if n > 3:
         torch.testing.assert_close(after.cpu(), expected[1], rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize(("n", "m"), [(0, 5), (5, 0)])
+def test_factors_of_one_cloud_without_points(device: torch.device, n: int, m: int) -> None:
+    data = assignment(device, 5, 5, -2.0, factored=True)
+    for name, count in (("source", n), ("target", m)):
+        for field in (name, f"{name}_weight", f"{name}_features", f"{name}_bias"):
+            data[field] = data[field][:, :count]
+    energy, _ = ops.soft_assignment(**assigned(data))
+    expected, _ = host("soft_assignment", **assigned({k: x.cpu() for k, x in data.items()}))
+    torch.testing.assert_close(energy.cpu(), expected, rtol=3e-6, atol=3e-6)
 
 
 def test_the_networks_objective_takes_the_kernel(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,10 +296,11 @@ def test_the_networks_objective_takes_the_kernel(device: torch.device, monkeypat
     assert len(calls) == 2
 
 
-def test_poses_in_turns(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("factored", [False, True])
+def test_poses_in_turns(device: torch.device, monkeypatch: pytest.MonkeyPatch, factored: bool) -> None:
     from dlc_reg.ops import _cuda_assignment
 
-    data = assignment(device, 20, 30, -2.0)
+    data = assigned(assignment(device, 20, 30, -2.0, factored))
     expected = ops.soft_assignment(**data)
     monkeypatch.setattr(_cuda_assignment, "SCRATCH", 1)
     for found, want in zip(ops.soft_assignment(**data), expected, strict=True):
@@ -270,13 +308,22 @@ def test_poses_in_turns(device: torch.device, monkeypatch: pytest.MonkeyPatch) -
         torch.testing.assert_close(found, want, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.usefixtures("short_strips")
 @pytest.mark.parametrize("both_ways", [True, False])
-def test_gradients_of_soft_energies(device: torch.device, both_ways: bool) -> None:
-    data = {name: x.requires_grad_() for name, x in assignment(device, 25, 35, -2.0).items()}
+@pytest.mark.parametrize("factored", [False, True])
+def test_gradients_of_soft_energies(device: torch.device, factored: bool, both_ways: bool) -> None:
+    data = {name: x.requires_grad_() for name, x in assignment(device, 70, 35, -2.0, factored).items()}
     factors = torch.rand(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    energy, _ = ops.soft_assignment(**data, both_ways=both_ways)
+    energy, _ = ops.soft_assignment(**assigned(data), both_ways=both_ways)
     found = torch.autograd.grad((energy * factors.to(device)).sum(), list(data.values()), allow_unused=True)
-    p, q, a, poses, beta, o, u, v = (x.detach().cpu().double().requires_grad_() for x in data.values())
+    exact = {name: x.detach().cpu().double().requires_grad_() for name, x in data.items()}
+    p, q, poses, beta = (exact[name] for name in ("source", "target", "poses", "sharpness"))
+    o, u, v = (exact[name] for name in ("outlier", "source_weight", "target_weight"))
+    if factored:
+        f, g, r, c = (exact[name] for name in ops.Affinity._fields)
+        a = torch.einsum("bic,bjc->bij", f, g) + r[:, :, None] + c[:, None, :]
+    else:
+        a = exact["affinity"]
     moved = p @ poses[..., :3, :3].mT + poses[..., None, :3, 3]
     logits = a - beta[:, None, None] * (moved[..., :, None, :] - q[:, None]).square().sum(-1)
     sides = [(u, logits), (v, logits.mT)][: 1 + both_ways]
@@ -285,7 +332,7 @@ def test_gradients_of_soft_energies(device: torch.device, both_ways: bool) -> No
         -(w * torch.cat([x, outlier.expand(-1, -1, x.shape[2], -1)], -1).logsumexp(-1)).sum(-1) for w, x in sides
     ]
     loss = (torch.stack(energies).mean(0) * factors).sum()
-    expected = torch.autograd.grad(loss, (p, q, a, poses, beta, o, u, v), allow_unused=True)
+    expected = torch.autograd.grad(loss, list(exact.values()), allow_unused=True)
     for name, x, y in zip(data, found, expected, strict=True):
         want = torch.zeros_like(data[name], device="cpu") if y is None else y
         if name == "poses":

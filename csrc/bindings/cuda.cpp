@@ -124,41 +124,60 @@ void bind_registration(nb::module_& module) {
 }
 
 struct Assignment {  // an AssignmentProblem that Python holds between the calls that take it
-  Assignment(Address source, Address target, Address affinity, Address poses, Address sharpness, Address outlier,
-             Address source_weight, Address target_weight, int64_t num_poses, int64_t batch, int64_t n, int64_t m,
-             bool both_ways)
-      : problem{pointer<float>(source),        pointer<float>(target),        pointer<float>(affinity),
-                pointer<double>(poses),        pointer<double>(sharpness),    pointer<double>(outlier),
-                pointer<float>(source_weight), pointer<float>(target_weight), num_poses,
-                batch,                         n,                             m,
-                both_ways} {}
+  Assignment(Address source, Address target, Address poses, Address sharpness, Address outlier, Address source_weight,
+             Address target_weight, Address affinity, Address target_features, Address source_bias,
+             Address target_bias, int64_t channels, int64_t num_poses, int64_t batch, int64_t n, int64_t m,
+             bool both_ways, int64_t strip)
+      : problem{pointer<float>(source),
+                pointer<float>(target),
+                {pointer<float>(affinity), channels, pointer<float>(target_features), pointer<float>(source_bias),
+                 pointer<float>(target_bias)},
+                pointer<double>(poses),
+                pointer<double>(sharpness),
+                pointer<double>(outlier),
+                pointer<float>(source_weight),
+                pointer<float>(target_weight),
+                num_poses,
+                batch,
+                n,
+                m,
+                both_ways},
+        strip(strip) {}
   dlc::AssignmentProblem problem;
+  int64_t strip;
 };
 
 void bind_soft_assignment(nb::module_& module) {
   nb::class_<Assignment>(module, "CudaAssignment")
-      .def(nb::init<Address, Address, Address, Address, Address, Address, Address, Address, int64_t, int64_t, int64_t,
-                    int64_t, bool>())
-      .def("bytes", [](const Assignment& self, bool moments) { return cuda::assignment_bytes(self.problem, moments); })
+      .def(nb::init<Address, Address, Address, Address, Address, Address, Address, Address, Address, Address, Address,
+                    int64_t, int64_t, int64_t, int64_t, int64_t, bool, int64_t>())
+      .def("bytes", [](const Assignment& self,
+                       bool moments) { return cuda::assignment_bytes(self.problem, self.strip, moments); })
       .def("gradient_bytes", [](const Assignment& self) { return cuda::assignment_gradient_bytes(self.problem); })
       .def("parts",
            [](const Assignment& self) {
-             const cuda::AssignmentParts parts = cuda::assignment_parts(self.problem);
+             const cuda::AssignmentParts parts = cuda::assignment_parts(self.problem, self.strip);
              return std::make_tuple(parts.chunks, parts.tiles);
            })
-      .def("run",
+      .def("sweep",
+           [](const Assignment& self, int device, Address stream, bool moments, Address affinity, int64_t first,
+              Address scratch) {
+             cuda::assignment_sweep(on(device, stream), self.problem, self.strip, moments, pointer<float>(affinity),
+                                    first, pointer<void>(scratch));
+           })
+      .def("finish",
            [](const Assignment& self, int device, Address stream, Address energy, Address poses_after, Address row_logs,
               Address column_logs, Address scratch) {
-             cuda::soft_assignment(on(device, stream), self.problem,
-                                   {pointer<double>(energy), pointer<double>(poses_after), pointer<float>(row_logs),
-                                    pointer<float>(column_logs)},
-                                   pointer<void>(scratch));
+             cuda::assignment_finish(on(device, stream), self.problem, self.strip,
+                                     {pointer<double>(energy), pointer<double>(poses_after), pointer<float>(row_logs),
+                                      pointer<float>(column_logs)},
+                                     pointer<void>(scratch));
            })
-      .def("gradient", [](const Assignment& self, int device, Address stream, Address weights, Address row_logs,
-                          Address column_logs, Address affinity, Address rows, Address columns, Address spread,
-                          Address centers, Address scratch) {
-        cuda::soft_assignment_gradient(
-            on(device, stream), self.problem,
+      .def("gradient", [](const Assignment& self, int device, Address stream, Address strip, int64_t first,
+                          Address weights, Address row_logs, Address column_logs, Address affinity, Address rows,
+                          Address columns, Address spread, Address centers, Address scratch) {
+        cuda::assignment_gradient(
+            on(device, stream), self.problem, self.strip, pointer<float>(strip), first,
             {pointer<double>(weights), pointer<float>(row_logs), pointer<float>(column_logs), pointer<float>(affinity),
              pointer<float>(rows), pointer<float>(columns), pointer<double>(spread), pointer<double>(centers)},
             pointer<void>(scratch));

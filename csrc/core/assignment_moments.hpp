@@ -12,6 +12,11 @@ struct ShareMoments {
 
   DLC_HD ShareMoments() : mass(0), p{0, 0, 0}, q{0, 0, 0}, qp{0, 0, 0, 0, 0, 0, 0, 0, 0} {}
 
+  DLC_HD void add(const ShareMoments& other) {
+    mass += other.mass;
+    for (int r = 0; r < 3; ++r) p[r] += other.p[r], q[r] += other.q[r];
+    for (int r = 0; r < 9; ++r) qp[r] += other.qp[r];
+  }
   // weight * (shares sum, shares times q) of one source point
   DLC_HD void add_row(double weight, double share, const double share_q[3], const double point[3]) {
     mass += weight * share;

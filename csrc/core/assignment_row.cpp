@@ -2,33 +2,14 @@
 
 #include <cstring>
 
+#include "core/assignment_lanes.hpp"
 #include "core/simd.hpp"
-
-#if defined(__GNUC__) || defined(__clang__)
-#define DLC_INLINE inline __attribute__((always_inline))
-#else
-#define DLC_INLINE inline
-#endif
 
 namespace dlc {
 namespace {
 
 using Row = AssignmentRow;
 using RowSums = AssignmentRowSums;
-constexpr int kLanes = kAssignmentLanes;
-
-#if defined(__GNUC__) || defined(__clang__)
-using Floats = float __attribute__((vector_size(4 * kLanes)));  // split where the registers are narrower
-using Words = uint32_t __attribute__((vector_size(4 * kLanes)));
-#else
-using Floats = float;
-using Words = uint32_t;
-#endif
-constexpr int kWidth = sizeof(Floats) / sizeof(float);
-
-DLC_INLINE void load(const float* from, Floats& to) { std::memcpy(&to, from, sizeof to); }
-DLC_INLINE void store(const Floats& from, float* to) { std::memcpy(to, &from, sizeof from); }
-
 // x <- exp(x) for x <= 0; 0 below -80; NaN for NaN. Cephes' polynomial, relative error 1e-7; elementary operations
 // only, each rounded by itself, so that every instruction set gives the same bits.
 DLC_INLINE void exp_negative(Floats& x) {

@@ -2,12 +2,12 @@
 #pragma once
 #include <cstdint>
 
+#include "core/assignment_lanes.hpp"
+
 namespace dlc {
 
-constexpr int kAssignmentLanes = 8;  // partial sums side by side, whatever the instruction set
-
 struct AssignmentRow {
-  const float* affinity;   // a_j, blocks * kAssignmentLanes of them, as of all that follows
+  const float* affinity;   // a_j, blocks * kLanes of them, as of all that follows
   const float* target[3];  // x, y and z of the target points
   float* columns[4];       // added to: exp(a_j - sharpness |moved - target_j|^2 - shift), and these times source
   float moved[3];          // the source point in the target's frame
@@ -25,7 +25,7 @@ struct AssignmentRow {
 };
 
 struct AssignmentRowSums {  // over the row: weights, and weights times the target point
-  float lanes[4][kAssignmentLanes] = {};
+  float lanes[4][kLanes] = {};
   double total(int k) const {
     double sum = 0;
     for (const float lane : lanes[k]) sum += lane;

@@ -1,5 +1,5 @@
 // Soft assignment, forward. With x_ij = l_ij - o every exp(x_ij) is formed once and added to its row and its column:
-// nothing of size N x M but the affinities is read, and nothing of that size is written. Where a sum leaves float32's
+// nothing of size N x M but a strip of affinities is read, and nothing of that size is written. Where a sum leaves float32's
 // range, which the device notices itself, a slow kernel in double with a running maximum does the pair again.
 #include "cuda/assignment.cuh"
 
@@ -26,10 +26,10 @@ struct Sweep {
 };
 
 template <bool both_ways, bool moments>
-__global__ void __launch_bounds__(kThreads) sweep_kernel(Sweep s) {
+__global__ void __launch_bounds__(kThreads) sweep_kernel(Sweep s, Strip strip) {
   constexpr int values = moments ? 4 : 1, at_once = kRowsAtOnce * values;
   __shared__ float warps[2][kWarps][at_once];
-  const Place place(s.cut.chunks, s.cut.tiles);
+  const Place place(s.cut, strip);
   const int64_t n = s.problem.n, m = s.problem.m, b = place.job % s.problem.batch;
   const float beta = static_cast<float>(s.problem.sharpness[b]), outlier = static_cast<float>(s.problem.outlier[b]);
   const int64_t first_column = place.chunk * kChunk + threadIdx.x;
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kThreads) sweep_kernel(Sweep s) {
       const int64_t j = first_column + c * kThreads;
       q[c][a] = j < m ? s.clouds.target[3 * m * b + m * a + j] : 0.0f;
     }
-  const int64_t begin = place.tile * s.cut.rows, end = begin + s.cut.rows < n ? begin + s.cut.rows : n;
+  const int64_t begin = place.begin, end = place.end;
   for (int64_t first = begin; first < end; first += kRowsAtOnce) {
     float sums[at_once] = {};
 #if defined(__CUDA_ARCH__)
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kThreads) sweep_kernel(Sweep s) {
       for (int c = 0; c < kColumnsEach; ++c) {
         const int64_t j = first_column + c * kThreads;
         if (j >= m) continue;
-        const float affinity = s.problem.affinity[(n * b + i) * m + j];
+        const float affinity = strip.affinity[strip.at(b, i, j, m)];
         const float dx = moved[0] - q[c][0], dy = moved[1] - q[c][1], dz = moved[2] - q[c][2];
         const float x = (affinity - outlier) - beta * (dx * dx + dy * dy + dz * dz);
         const float e = affinity <= kAbsent ? 0.0f : std::exp(x);
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kThreads) sweep_kernel(Sweep s) {
   for (int c = 0; c < kColumnsEach && both_ways; ++c) {
     const int64_t j = first_column + c * kThreads;
     if (j >= m) continue;
-    float* const out = s.column_parts + ((place.job * s.cut.tiles + place.tile) * m + j) * values;
+    float* const out = s.column_parts + ((place.job * s.cut.all_tiles + place.tile) * m + j) * values;
     for (int k = 0; k < values; ++k) out[k] = static_cast<float>(long_columns[c][k]);
   }
 }
@@ -127,6 +127,17 @@ struct RunningSums {  // of exp(x), and of that times points, all times exp(-top
   }
 };
 
+// One affinity, whose strip may be gone.
+DLC_DEVICE double affinity_at(const AssignmentProblem& p, int64_t b, int64_t i, int64_t j) {
+  const AssignmentAffinity& a = p.affinity;
+  const int64_t row = p.n * b + i, column = p.m * b + j;
+  if (a.channels < 0) return a.source[row * p.m + j];
+  double sum = 0.0;
+  for (int64_t c = 0; c < a.channels; ++c)
+    sum += static_cast<double>(a.source[row * a.channels + c]) * a.target[column * a.channels + c];
+  return sum + a.source_bias[row] + a.target_bias[column];
+}
+
 // The flagged jobs again. A warp takes a row (side 0) or a column (side 1) at a time.
 template <int values>
 __global__ void __launch_bounds__(kThreads) careful_kernel(Sweep s, int side) {
@@ -137,7 +148,7 @@ __global__ void __launch_bounds__(kThreads) careful_kernel(Sweep s, int side) {
     RunningSums running;
     for (int64_t other = threadIdx.x % 32; other < others; other += 32) {
       const int64_t i = side ? other : at, j = side ? at : other;
-      const float affinity = s.problem.affinity[(n * b + i) * m + j];
+      const double affinity = affinity_at(s.problem, b, i, j);
       if (affinity <= kAbsent) continue;
       double q[3], p[3], distance2 = 0.0;
       for (int a = 0; a < 3; ++a) {
@@ -204,60 +215,75 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(Sweep s, double* energ
 }
 
 template <bool moments>
-void run(const Call& call, const Sweep& s, const AssignmentAnswer& answer) {
+void finish(const Call& call, const Sweep& s, const AssignmentAnswer& answer) {
   constexpr int values = moments ? 4 : 1;
   const int64_t jobs = s.problem.num_poses * s.problem.batch, n = s.problem.n, m = s.problem.m;
   const bool both = s.problem.both_ways;
-  const auto sweep = both ? sweep_kernel<true, moments> : sweep_kernel<false, moments>;
-  launch(call, dim3(static_cast<unsigned>(jobs * s.cut.chunks * s.cut.tiles)), dim3(kThreads), sweep, s);
   launch_each(call, jobs * n, combine_kernel<values>, s.row_parts, jobs, s.cut.chunks, n, s.logs[0], s.shares[0],
               s.flags);
   if (both)
-    launch_each(call, jobs * m, combine_kernel<values>, s.column_parts, jobs, s.cut.tiles, m, s.logs[1], s.shares[1],
-                s.flags);
+    launch_each(call, jobs * m, combine_kernel<values>, s.column_parts, jobs, s.cut.all_tiles, m, s.logs[1],
+                s.shares[1], s.flags);
   for (int side = 0; side < (both ? 2 : 1); ++side)
     launch(call, dim3(static_cast<unsigned>(jobs)), dim3(kThreads), careful_kernel<values>, s, side);
   launch(call, dim3(static_cast<unsigned>(jobs)), dim3(kThreads), finish_kernel<moments>, s, answer.energy,
          answer.poses_after);
 }
 
-// Cuts memory into what a sweep needs; returns its size.
-std::size_t place(const AssignmentProblem& p, int values, char* memory, Sweep& s) {
-  const int64_t jobs = p.num_poses * p.batch;
+// A sweep over memory that holds all of it but the logs, of which it returns the size, too.
+Sweep place(const AssignmentProblem& p, int64_t strip, bool moments, void* memory, std::size_t* size = nullptr) {
+  const int64_t jobs = p.num_poses * p.batch, values = moments ? 4 : 1;
+  Sweep s{p, {}, Cut(jobs, p.n, p.m, strip), {}, {}, {}, {}, {}, {}};
   std::size_t at = 0;
-  const auto take = [&](int64_t count, std::size_t size) {
-    void* const taken = memory + at;
-    at += (static_cast<std::size_t>(count) * size + 15) / 16 * 16;
+  const auto take = [&](int64_t count, std::size_t each) {
+    void* const taken = static_cast<char*>(memory) + at;
+    at += (static_cast<std::size_t>(count) * each + 15) / 16 * 16;
     return taken;
   };
   s.centers = static_cast<double*>(take(6 * p.batch, sizeof(double)));
   s.row_parts = static_cast<float*>(take(jobs * s.cut.chunks * p.n * values, sizeof(float)));
-  s.column_parts = static_cast<float*>(take(p.both_ways ? jobs * s.cut.tiles * p.m * values : 0, sizeof(float)));
+  s.column_parts = static_cast<float*>(take(p.both_ways ? jobs * s.cut.all_tiles * p.m * values : 0, sizeof(float)));
   s.shares[0] = static_cast<float*>(take(jobs * p.n * values, sizeof(float)));
   s.shares[1] = static_cast<float*>(take(jobs * p.m * values, sizeof(float)));
   s.flags = static_cast<int32_t*>(take(jobs, sizeof(int32_t)));
-  return at;
+  s.clouds = place_clouds(p, take(static_cast<int64_t>(clouds_bytes(p)), 1));
+  if (size) *size = at;
+  return s;
 }
 
 }  // namespace
 
-std::size_t assignment_bytes(const AssignmentProblem& p, bool moments) {
-  Sweep s{p, {}, Cut(p.num_poses * p.batch, p.n, p.m), {}, {}, {}, {}, {}, {}};
-  return place(p, moments ? 4 : 1, nullptr, s) + clouds_bytes(p);
+std::size_t assignment_bytes(const AssignmentProblem& p, int64_t strip, bool moments) {
+  std::size_t size = 0;
+  place(p, strip, moments, nullptr, &size);
+  return size;
 }
 
-void soft_assignment(Call call, const AssignmentProblem& p, const AssignmentAnswer& answer, void* scratch) {
+void assignment_sweep(Call call, const AssignmentProblem& p, int64_t strip, bool moments, const float* affinity,
+                      int64_t first, void* scratch) {
   const int64_t jobs = p.num_poses * p.batch;
   if (jobs == 0) return;
   const OnDevice scope(call);
-  Sweep s{p, {}, Cut(jobs, p.n, p.m), {}, {}, {}, {answer.row_logs, answer.column_logs}, {}, {}};
-  char* const memory = static_cast<char*>(scratch);
-  const std::size_t used = place(p, answer.poses_after ? 4 : 1, memory, s);
-  s.clouds = make_clouds(call, p, memory + used, s.centers);
-  check(cudaMemsetAsync(s.flags, 0, static_cast<std::size_t>(jobs) * sizeof(int32_t),
-                        static_cast<cudaStream_t>(call.stream)), "clearing flags");
-  if (answer.poses_after) run<true>(call, s, answer);
-  else run<false>(call, s, answer);
+  const Sweep s = place(p, strip, moments, scratch);
+  if (first == 0) {
+    make_clouds(call, p, s.clouds, s.centers);
+    check(cudaMemsetAsync(s.flags, 0, static_cast<std::size_t>(jobs) * sizeof(int32_t),
+                          static_cast<cudaStream_t>(call.stream)), "clearing flags");
+  }
+  const auto with = moments ? sweep_kernel<true, true> : sweep_kernel<true, false>;
+  const auto without = moments ? sweep_kernel<false, true> : sweep_kernel<false, false>;
+  launch(call, dim3(static_cast<unsigned>(jobs * s.cut.chunks * s.cut.tiles)), dim3(kThreads),
+         p.both_ways ? with : without, s, Strip(p, strip, affinity, first));
+}
+
+void assignment_finish(Call call, const AssignmentProblem& p, int64_t strip, const AssignmentAnswer& answer,
+                       void* scratch) {
+  if (p.num_poses * p.batch == 0) return;
+  const OnDevice scope(call);
+  Sweep s = place(p, strip, answer.poses_after != nullptr, scratch);
+  s.logs[0] = answer.row_logs, s.logs[1] = answer.column_logs;
+  if (answer.poses_after) finish<true>(call, s, answer);
+  else finish<false>(call, s, answer);
 }
 
 }  // namespace cuda

@@ -50,13 +50,16 @@ std::size_t clouds_bytes(const AssignmentProblem& p) {
   return sizeof(float) * 3 * static_cast<std::size_t>(p.batch * (p.n + p.m) + p.num_poses * p.batch * p.n);
 }
 
-AssignmentClouds make_clouds(const Call& call, const AssignmentProblem& p, void* memory, double* centers) {
+AssignmentClouds place_clouds(const AssignmentProblem& p, void* memory) {
   float* const source = static_cast<float*>(memory);
   float* const target = source + 3 * p.batch * p.n;
-  float* const moved = target + 3 * p.batch * p.m;
-  launch(call, dim3(static_cast<unsigned>(p.batch)), dim3(kThreads), center_kernel, p, centers, source, target);
-  launch_each(call, p.num_poses * p.batch * p.n, move_kernel, p, centers, source, moved);
-  return {source, target, moved};
+  return {source, target, target + 3 * p.batch * p.m};
+}
+
+void make_clouds(const Call& call, const AssignmentProblem& p, const AssignmentClouds& clouds, double* centers) {
+  launch(call, dim3(static_cast<unsigned>(p.batch)), dim3(kThreads), center_kernel, p, centers, clouds.source,
+         clouds.target);
+  launch_each(call, p.num_poses * p.batch * p.n, move_kernel, p, centers, clouds.source, clouds.moved);
 }
 
 }  // namespace cuda

@@ -1,4 +1,5 @@
-// Soft assignment, backward: the logits are formed again, so that nothing of size N x M is kept but the gradient itself.
+// Soft assignment, backward: the logits are formed again, so that nothing of size N x M is kept but the gradient by a
+// matrix of affinities, or by a strip of them.
 #include <cmath>
 
 #include "cuda/assignment.cuh"
@@ -16,14 +17,14 @@ struct Backward {
 
 // A block owns its rows and columns for every pose, so that the affinity's gradient needs no atomics.
 template <bool both_ways>
-__global__ void __launch_bounds__(kThreads) gradient_kernel(Backward s) {
+__global__ void __launch_bounds__(kThreads) gradient_kernel(Backward s, Strip strip) {
   constexpr int values = 4, at_once = kRowsAtOnce * values;
   __shared__ float warps[2][kWarps][at_once];
-  const Place place(s.cut.chunks, s.cut.tiles);
+  const Place place(s.cut, strip);
   const int64_t n = s.problem.n, m = s.problem.m, b = place.job;
   const float beta = static_cast<float>(s.problem.sharpness[b]), outlier = static_cast<float>(s.problem.outlier[b]);
   const int64_t first_column = place.chunk * kChunk + threadIdx.x;
-  const int64_t begin = place.tile * s.cut.rows, end = begin + s.cut.rows < n ? begin + s.cut.rows : n;
+  const int64_t begin = place.begin, end = place.end;
   float q[kColumnsEach][3], v[kColumnsEach];
   for (int c = 0; c < kColumnsEach; ++c) {
     const int64_t j = first_column + c * kThreads;
@@ -53,9 +54,9 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(Backward s) {
 #pragma unroll
 #endif
         for (int c = 0; c < kColumnsEach; ++c) {
-          const int64_t j = first_column + c * kThreads, pair = (n * b + i) * m + j;
+          const int64_t j = first_column + c * kThreads, pair = strip.at(b, i, j, m);
           if (j >= m) continue;
-          const float affinity = s.problem.affinity[pair];
+          const float affinity = strip.affinity[pair];
           const float dx = moved[0] - q[c][0], dy = moved[1] - q[c][1], dz = moved[2] - q[c][2];
           const float distance2 = dx * dx + dy * dy + dz * dz;
           const float x = (affinity - outlier) - beta * distance2;
@@ -94,32 +95,34 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(Backward s) {
     for (int c = 0; c < kColumnsEach; ++c) {
       const int64_t j = first_column + c * kThreads;
       if (j >= m) continue;
-      float* const out = s.gradient.columns + ((job * s.cut.tiles + place.tile) * m + j) * values;
+      float* const out = s.gradient.columns + ((job * s.cut.all_tiles + place.tile) * m + j) * values;
       for (int a = 0; a < values; ++a) out[a] = static_cast<float>(long_columns[c][a]);
     }
     block_sums(spread);  // a barrier, too: the next pose may write to both buffers
     if (threadIdx.x == 0)
-      s.gradient.spread[job * s.cut.chunks * s.cut.tiles + place.tile * s.cut.chunks + place.chunk] = spread[0];
+      s.gradient.spread[(job * s.cut.all_tiles + place.tile) * s.cut.chunks + place.chunk] = spread[0];
   }
 }
 
 }  // namespace
 
-AssignmentParts assignment_parts(const AssignmentProblem& problem) {
-  const Cut cut(problem.batch, problem.n, problem.m);
-  return {cut.chunks, cut.tiles};
+AssignmentParts assignment_parts(const AssignmentProblem& problem, int64_t strip) {
+  const Cut cut(problem.batch, problem.n, problem.m, strip);
+  return {cut.chunks, cut.all_tiles};
 }
 
 std::size_t assignment_gradient_bytes(const AssignmentProblem& problem) { return clouds_bytes(problem); }
 
-void soft_assignment_gradient(Call call, const AssignmentProblem& problem, const AssignmentGradient& gradient,
-                              void* scratch) {
+void assignment_gradient(Call call, const AssignmentProblem& problem, int64_t strip, const float* affinity,
+                         int64_t first, const AssignmentGradient& gradient, void* scratch) {
   if (problem.num_poses * problem.batch == 0) return;
   const OnDevice scope(call);
-  const Cut cut(problem.batch, problem.n, problem.m);
-  const Backward s{problem, make_clouds(call, problem, scratch, gradient.centers), cut, gradient};
+  const Cut cut(problem.batch, problem.n, problem.m, strip);
+  const Backward s{problem, place_clouds(problem, scratch), cut, gradient};
+  if (first == 0) make_clouds(call, problem, s.clouds, gradient.centers);
   launch(call, dim3(static_cast<unsigned>(problem.batch * cut.chunks * cut.tiles)), dim3(kThreads),
-         problem.both_ways ? gradient_kernel<true> : gradient_kernel<false>, s);
+         problem.both_ways ? gradient_kernel<true> : gradient_kernel<false>, s,
+         Strip(problem, strip, affinity, first));
 }
 
 }  // namespace cuda

@@ -108,21 +108,28 @@ void icp_batch(Call call, const IcpBatchProblem& problem, const IcpBatchAnswer& 
 
 // --- soft assignment ---
 
+// Rows of affinities exist a strip at a time, [first, first + strip) for first = 0, strip, ..: `affinity` (B, rows of the
+// strip, M) is what the caller forms of factors, or a matrix as its only strip. `strip` is the same in all calls, at
+// least 1 and a multiple of 32 unless it holds all rows.
 struct AssignmentAnswer {
   double* energy;       // (K, B)
   double* poses_after;  // (K, B, 4, 4), or null
   float* row_logs;      // (K, B, N): log(1 + sum_j exp(l_ij - o))
   float* column_logs;   // (K, B, M): the same of the columns; null without both_ways
 };
-// scratch: assignment_bytes(problem, whether poses_after is wanted), aligned to 16.
-std::size_t assignment_bytes(const AssignmentProblem& problem, bool moments);
-void soft_assignment(Call call, const AssignmentProblem& problem, const AssignmentAnswer& answer, void* scratch);
+// scratch: assignment_bytes(..), aligned to 16, and left alone from the first call to the last. `moments`: whether
+// poses_after is wanted. A sweep for each strip in order (an empty one for a cloud without points), and finish.
+std::size_t assignment_bytes(const AssignmentProblem& problem, int64_t strip, bool moments);
+void assignment_sweep(Call call, const AssignmentProblem& problem, int64_t strip, bool moments, const float* affinity,
+                      int64_t first, void* scratch);
+void assignment_finish(Call call, const AssignmentProblem& problem, int64_t strip, const AssignmentAnswer& answer,
+                       void* scratch);
 
 // The energies' gradient, as far as it takes a sum over all pairs of points; d_ij = dL/dl_ij for dL/dE = weights (K, B).
 struct AssignmentGradient {
   const double* weights;
   const float *row_logs, *column_logs;  // of the forward pass
-  float* affinity;  // (B, N, M): sum_k d_ij
+  float* affinity;  // (B, rows of the strip, M): sum_k d_ij
   float* rows;      // (K, B, chunks, N, 4): parts of sum_j d_ij and of sum_j d_ij (q_j - centre)
   float* columns;   // (K, B, tiles, M, 4): parts of sum_i d_ij and of sum_i d_ij (R p_i + t - centre)
   double* spread;   // (K, B, chunks * tiles): parts of sum_ij d_ij |R p_i + t - q_j|^2
@@ -131,11 +138,11 @@ struct AssignmentGradient {
 struct AssignmentParts {
   int64_t chunks, tiles;
 };
-AssignmentParts assignment_parts(const AssignmentProblem& problem);
-// scratch: assignment_gradient_bytes(problem), aligned to 16.
+AssignmentParts assignment_parts(const AssignmentProblem& problem, int64_t strip);
+// The strips in order, each with its own `gradient.affinity`. scratch: assignment_gradient_bytes(problem), aligned to 16.
 std::size_t assignment_gradient_bytes(const AssignmentProblem& problem);
-void soft_assignment_gradient(Call call, const AssignmentProblem& problem, const AssignmentGradient& gradient,
-                              void* scratch);
+void assignment_gradient(Call call, const AssignmentProblem& problem, int64_t strip, const float* affinity,
+                         int64_t first, const AssignmentGradient& gradient, void* scratch);
 
 }  // namespace cuda
 }  // namespace dlc

@@ -11,8 +11,10 @@ namespace {
 
 struct Clouds {
   std::vector<float> source, target, affinity, source_weight, target_weight;
+  std::vector<float> source_features, target_features, source_bias, target_bias;  // of `factored` ones
   std::vector<double> poses, sharpness, outlier;
-  int64_t num_poses, batch, n, m;
+  int64_t num_poses, batch, n, m, channels = 0;
+  bool factored = false;
 
   Clouds(int64_t num_poses, int64_t batch, int64_t n, int64_t m, double beta, double o, unsigned seed)
       : source(shapes::points("uniform", batch * n, seed)),
@@ -40,12 +42,44 @@ struct Clouds {
     }
   }
 
+  // Affinities f_i . g_j + r_i + c_j; points that answer one another have the same features.
+  void factor(int64_t width, unsigned seed) {
+    factored = true, channels = width;
+    std::mt19937 random(seed);
+    const auto filled = [&](int64_t count, float low, float high) {
+      std::vector<float> values(count);
+      for (float& x : values) x = low + (high - low) * static_cast<float>((random() >> 8) / 16777216.0);
+      return values;
+    };
+    source_features = filled(batch * n * channels, -1, 1), target_features = filled(batch * m * channels, -1, 1);
+    source_bias = filled(batch * n, -2, 0), target_bias = filled(batch * m, -2, 0);
+    for (int64_t b = 0; b < batch; ++b) {
+      const int64_t common = std::min(n, m) * channels;
+      std::copy_n(source_features.data() + b * n * channels, common, target_features.data() + b * m * channels);
+      for (int64_t i = 0; i < n; ++i)
+        for (int64_t j = 0; j < m; ++j) {
+          double sum = source_bias[b * n + i] + target_bias[b * m + j];
+          for (int64_t c = 0; c < channels; ++c)
+            sum += static_cast<double>(source_features[(b * n + i) * channels + c]) *
+                   target_features[(b * m + j) * channels + c];
+          affinity[(b * n + i) * m + j] = static_cast<float>(sum);
+        }
+    }
+  }
+
+  dlc::AssignmentAffinity given() const {
+    if (!factored) return {affinity.data()};
+    return {source_features.data(), channels, target_features.data(), source_bias.data(), target_bias.data()};
+  }
+
   // Takes the last `count` points of both clouds out, as a batch of clouds of several sizes does.
   void pad(int64_t count) {
     for (int64_t b = 0; b < batch; ++b) {
       for (int64_t i = 0; i < n; ++i)
         for (int64_t j = 0; j < m; ++j)
           if (i >= n - count || j >= m - count) affinity[(b * n + i) * m + j] = dlc::kAbsent;
+      for (int64_t i = n - count; factored && i < n; ++i) source_bias[b * n + i] = 2 * dlc::kAbsent;
+      for (int64_t j = m - count; factored && j < m; ++j) target_bias[b * m + j] = j % 2 ? -HUGE_VALF : 2 * dlc::kAbsent;
       for (int64_t i = 0; i < n; ++i) source_weight[b * n + i] = i < n - count ? 1.0f / (n - count) : 0.0f;
       for (int64_t j = 0; j < m; ++j) target_weight[b * m + j] = j < m - count ? 1.0f / (m - count) : 0.0f;
     }
@@ -59,7 +93,7 @@ struct Answer {
 
 Answer native(const Clouds& c, bool both_ways, int threads, bool step = true) {
   Answer answer{std::vector<double>(c.num_poses * c.batch, -7), std::vector<double>(step ? c.poses.size() : 0, -7)};
-  dlc::soft_assignment({c.source.data(), c.target.data(), c.affinity.data(), c.poses.data(), c.sharpness.data(),
+  dlc::soft_assignment({c.source.data(), c.target.data(), c.given(), c.poses.data(), c.sharpness.data(),
                         c.outlier.data(), c.source_weight.data(), c.target_weight.data(), c.num_poses, c.batch, c.n,
                         c.m, both_ways},
                        answer.energy.data(), step ? answer.poses.data() : nullptr, threads);
@@ -135,6 +169,36 @@ void check(const Clouds& clouds, double tolerance) {
   }
 }
 
+void check_factors() {
+  for (const int64_t n : {3, 8, 33, 70})  // below, at and above a group of rows and a block
+    for (const int64_t m : {3, 8, 9, 77})
+      for (const int64_t channels : {1, 5, 16}) {
+        Clouds clouds(3, 2, n, m, 5, -4, 17);
+        clouds.factor(channels, 19);
+        check(clouds, 2e-5);
+        if (n < 8 || m < 8) continue;
+        clouds.pad(2);
+        check(clouds, 2e-5);
+      }
+  for (const double o : {-300.0, -60.0, -30.0, 30.0}) {  // what is careful depends on the largest affinity
+    Clouds clouds(37, 1, 20, 30, 20, o, 21);  // more poses than are taken at once
+    clouds.factor(8, 23);
+    check(clouds, 2e-5);
+  }
+  Clouds tall(3, 2, 2100, 20, 5, -4, 29);  // three strips of rows
+  tall.factor(3, 31);
+  check(tall, 2e-5);
+  Clouds loose(1, 1, 20, 20, 5, -4, 25);  // lengths allow affinities of 1e6, of which there are none
+  loose.factor(2, 27);
+  for (int64_t i = 0; i < 20; ++i) {
+    loose.source_features[2 * i] = loose.target_features[2 * i + 1] = 1e3f;
+    loose.source_features[2 * i + 1] = loose.target_features[2 * i] = 0;
+  }
+  for (int64_t i = 0; i < 20; ++i)
+    for (int64_t j = 0; j < 20; ++j) loose.affinity[20 * i + j] = loose.source_bias[i] + loose.target_bias[j];
+  check(loose, 2e-5);
+}
+
 // All weights fall below float32's: nothing explains anything, and nothing is known of the pose.
 void check_far() {
   Clouds clouds(2, 1, 9, 10, 100, -6, 5);
@@ -163,10 +227,15 @@ int main() {
   Clouds padded(2, 2, 21, 30, 5, -4, 13);
   padded.pad(6);
   check(padded, 2e-5);
+  check_factors();
   check_far();
   for (const int64_t n : {0, 1, 3})
     for (const int64_t m : {0, 1}) {
-      const Answer found = native(Clouds(2, 1, n, m, 1, -3, 1), true, 1);
+      Clouds clouds(2, 1, n, m, 1, -3, 1);
+      const Answer found = native(clouds, true, 1);
+      clouds.factor(0, 1);
+      CHECK(native(clouds, true, 1).poses.size() == found.poses.size());
+      if (m == 0 || n == 0) CHECK(native(clouds, true, 1) == found);
       for (const double x : found.poses) CHECK(std::isfinite(x));
       if (m == 0 || n == 0) CHECK(std::fabs(found.energy[0] - (n || m ? 1.5 : 0.0)) < 1e-6);
     }

@@ -19,6 +19,7 @@ except ImportError as error:
     ) from error
 
 from dlc_reg.ops._assignment import soft_assignment
+from dlc_reg.ops._assignment_problem import Affinity
 from dlc_reg.ops._cuda import has_kernels
 from dlc_reg.ops._cuda import state as cuda_state
 from dlc_reg.ops._hypotheses import (
@@ -46,6 +47,7 @@ from dlc_reg.ops._search import SearchIndex, knn, radius_search
 __all__ = [
     "KERNELS",
     "KINDS",
+    "Affinity",
     "BatchResult",
     "Judgement",
     "Linearization",

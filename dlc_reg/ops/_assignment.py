@@ -1,6 +1,7 @@
 """Soft assignment of batches of clouds under many poses at once: energy and expectation-maximisation step, natively.
 
-No (N, M) temporaries. On a CUDA device the energies carry gradients, on the host nothing does.
+No (N, M) temporaries, and nothing at all of that size where affinities are given by their factors. On a CUDA device the
+energies carry gradients, on the host nothing does.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 from dlc_reg import _core
 from dlc_reg.errors import InputError
 from dlc_reg.ops import _cuda, _cuda_assignment, _library, _validate
+from dlc_reg.ops._assignment_problem import Affinity, Problem
 
 _FLOATS = (torch.float32, torch.float64)
 
@@ -20,7 +22,7 @@ _FLOATS = (torch.float32, torch.float64)
 def soft_assignment(
     source: Tensor,
     target: Tensor,
-    affinity: Tensor,
+    affinity: Tensor | Affinity,
     poses: Tensor,
     sharpness: Tensor,
     outlier: Tensor,
@@ -46,6 +48,8 @@ def soft_assignment(
         source: (B, N, 3) float32 or float64 (everything but poses, beta and o is worked on in float32).
         target: (B, M, 3).
         affinity: (B, N, M), a; -1e4 or less, also -inf, where a point of the two is padding: it then weighs exactly 0.
+            Or its factors, `Affinity`: slower, as products are formed anew in every call, once for up to 16 poses on
+            the host and for as many as memory allows on a CUDA device.
         poses: (K, B, 4, 4), T_target_source, K of them for each pair of clouds.
         sharpness: (B,) or (), beta >= 0, in 1 / unit^2.
         outlier: (B,) or (), o. Slow where it is more than 50 below the largest affinity.
@@ -68,41 +72,40 @@ def soft_assignment(
     if q.shape[0] != batch:
         raise InputError("target", f"shape {tuple(q.shape)}", f"shape ({batch}, M, 3), as many clouds as source")
     given = _floats("poses", poses, (None, batch, 4, 4), torch.float64)
-    a = _floats("affinity", affinity, (batch, n, m), check=False)
+    a = _affinity(affinity, batch, n, m)
     beta, o = _each("sharpness", sharpness, batch), _each("outlier", outlier, batch)
     u, v = _floats("source_weight", source_weight, (batch, n)), _floats("target_weight", target_weight, (batch, m))
     for name, values in (("sharpness", beta), ("source_weight", u), ("target_weight", v)):
         if bool((values < 0).any()):
             raise InputError(name, f"the number {float(values.min())}", "numbers of at least 0")
+    problem = Problem(p, q, given, beta, o, u, v, *a)
     if _cuda.takes(p):
-        problem = _cuda_assignment.Problem(p, q, a, given, beta, o, u, v)
         for name, tensor in zip(problem._fields, problem, strict=True):
-            _validate.same_device(name, tensor, "source", p)
+            if tensor is not None:
+                _validate.same_device(name, tensor, "source", p)
         answer, moved = _cuda_assignment.soft_assignment(problem, bool(both_ways), bool(moments))
-        _check_energy(answer, a)
+        _check_energy(answer, a[0])
         return answer, moved
     energy = torch.empty(given.shape[:2], dtype=torch.float64)
     after = torch.empty_like(given) if moments else None
     _core.soft_assignment(
-        p.data_ptr(),
-        q.data_ptr(),
-        a.data_ptr(),
-        given.data_ptr(),
-        beta.data_ptr(),
-        o.data_ptr(),
-        u.data_ptr(),
-        v.data_ptr(),
-        len(given),
-        batch,
-        n,
-        m,
-        bool(both_ways),
-        energy.data_ptr(),
-        0 if after is None else after.data_ptr(),
-        _validate.threads(num_threads),
+        *problem.native(bool(both_ways), energy.data_ptr(), _cuda.address(after), _validate.threads(num_threads))
     )
-    _check_energy(energy, a)
+    _check_energy(energy, a[0])
     return energy, after
+
+
+def _affinity(affinity: object, batch: int, n: int, m: int) -> tuple[Tensor, ...]:
+    """A matrix by itself, or factors, which are small enough to look at them all."""
+    if not isinstance(affinity, Affinity):
+        return (_floats("affinity", affinity, (batch, n, m), check=False),)
+    f = _floats("affinity.source_features", affinity.source_features, (batch, n, None))
+    g = _floats("affinity.target_features", affinity.target_features, (batch, m, f.shape[2]))
+    r = _floats("affinity.source_bias", affinity.source_bias, (batch, n), check=False)
+    c = _floats("affinity.target_bias", affinity.target_bias, (batch, m), check=False)
+    for name, bias in (("affinity.source_bias", r), ("affinity.target_bias", c)):
+        _check_bounded(name, bias)
+    return f, g, r, c
 
 
 def _check_energy(energy: Tensor, affinity: Tensor) -> None:
@@ -110,7 +113,12 @@ def _check_energy(energy: Tensor, affinity: Tensor) -> None:
     if energy.is_cuda and torch.cuda.is_current_stream_capturing():
         return
     if not math.isfinite(float(energy.detach().sum())):
-        _validate.finite("affinity", affinity.detach().clamp(min=torch.finfo(affinity.dtype).min))
+        _check_bounded("affinity", affinity)
+
+
+def _check_bounded(argument: str, values: Tensor) -> None:
+    """Finite or -inf."""
+    _validate.finite(argument, values.detach().clamp(min=torch.finfo(values.dtype).min))
 
 
 def _floats(

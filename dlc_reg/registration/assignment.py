@@ -27,11 +27,15 @@ class Assignment(NamedTuple):
 
     source: Tensor  # (B, N, 3)
     target: Tensor  # (B, M, 3)
-    affinity: Tensor  # (B, N, M); a large negative number where a point is padding
+    affinity: Tensor | ops.Affinity  # (B, N, M), or its factors; a large negative number where a point is padding
     sharpness: Tensor  # () or (B,): beta, 1 / length^2
     outlier: Tensor | None  # () or (B,): o; None: every point has a match
     source_weight: Tensor  # (B, N): sums to one over the real points
     target_weight: Tensor  # (B, M)
+
+    def matrix(self, rows: slice = slice(None)) -> Tensor:
+        """Some rows of the affinities, (B, rows, M), all by default; formed here where their factors are given."""
+        return self.affinity[..., rows, :] if isinstance(self.affinity, Tensor) else self.affinity.matrix(rows)
 
 
 class SoftAssignment:
@@ -84,7 +88,7 @@ class SoftAssignment:
         assert data.outlier is not None
         distances = squared_distances(transform(omega, data.source), data.target)
         gaussian = (-data.sharpness[..., None, None] * distances).clamp(min=data.outlier[..., None, None] - NEGLIGIBLE)
-        prior = data.affinity.exp()
+        prior = data.matrix().exp()
         joint = prior * gaussian.exp()
         uniform = data.outlier.exp()[..., None]
         inlier = (math.pi / data.sharpness)[..., None] ** 1.5
@@ -96,7 +100,7 @@ class SoftAssignment:
 
     @staticmethod
     def _logits(omega: Tensor, data: Assignment) -> Tensor:
-        logits = data.affinity - data.sharpness[..., None, None] * squared_distances(
+        logits = data.matrix() - data.sharpness[..., None, None] * squared_distances(
             transform(omega, data.source), data.target
         )
         return logits if data.outlier is None else logits.clamp(min=data.outlier[..., None, None] - NEGLIGIBLE)
@@ -114,7 +118,8 @@ def _native(omega: Tensor, data: Assignment, both_ways: bool, step: bool) -> Ten
     source, target, affinity, sharpness, outlier, u, v = data
     if outlier is None or omega.ndim < 3:
         return None
-    if not _plain(omega, source, target, affinity, sharpness, outlier, u, v):
+    parts = (affinity,) if isinstance(affinity, Tensor) else affinity
+    if not _plain(omega, source, target, *parts, sharpness, outlier, u, v):
         return None
     poses = omega.flatten(0, -4) if omega.ndim > 3 else omega[None]
     try:

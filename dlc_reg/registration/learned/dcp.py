@@ -71,7 +71,7 @@ class DCP(Repeated):
         """(B,): minus the log-likelihood of the source at the true pose, drawn from Gaussians about the target's points
         that the affinities choose among."""
         data: Assignment = encoded.data
-        chosen = (data.source_weight * data.affinity.logsumexp(-1)).sum(-1)
+        chosen = (data.source_weight * data.matrix().logsumexp(-1)).sum(-1)
         return self.value(truth, encoded) + chosen + 1.5 * (math.log(math.pi) - data.sharpness.log())
 
 

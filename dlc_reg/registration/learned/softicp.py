@@ -12,11 +12,12 @@ from dlc_reg.networks.invariant import InvariantEncoder
 from dlc_reg.networks.neighbours import ABSENT, blanked, gather, weights
 from dlc_reg.registration.assignment import Assignment, SoftAssignment
 from dlc_reg.registration.global_search import super_fibonacci
-from dlc_reg.registration.learned.dcp import products, without_padding
 from dlc_reg.registration.learned.frame import RegistrationNetwork
 
 MATCHES, TOLERANCE, SEEDS = 256, 0.08, 64  # of the features' matches that propose poses; clouds are about two wide
 SCREENED = 256  # points of the source that choose among starts
+MATRIX = 1 << 24  # affinities, 64 MB, up to which a matrix of them is faster than its factors
+STRIP = 1 << 22  # affinities that are searched for matches at once
 WIDENING = ((1 / 64, 24), (1 / 16, 12), (1 / 4, 6))  # factors of the sharpness, and how many starts survive each
 
 
@@ -57,9 +58,12 @@ class SoftICP(RegistrationNetwork):
         source, target = blanked(source, source_mask), blanked(target, target_mask)
         features = self.encoder(source, target, source_mask, target_mask)
         a, b, a_logit, b_logit = (part.to(source.dtype) for part in features)  # energies are sharp, under autocast too
-        affinity = 2 * self.log_gamma.exp() * (products(a, b) - 1)
-        affinity = affinity + functional.logsigmoid(a_logit)[..., None] + functional.logsigmoid(b_logit)[..., None, :]
-        affinity = without_padding(affinity, source_mask, target_mask)
+        scale = 2 * self.log_gamma.exp()  # features have unit length: -gamma |a_i - b_j|^2 = scale (a_i . b_j - 1)
+        a_bias, b_bias = functional.logsigmoid(a_logit) - scale, functional.logsigmoid(b_logit)
+        factors = ops.Affinity(
+            scale * a, b, _without_padding(a_bias, source_mask), _without_padding(b_bias, target_mask)
+        )
+        affinity = factors.matrix() if torch.is_grad_enabled() else _kept(factors)  # torch's formulas take the matrix
         mass = weights(source, source_mask), weights(target, target_mask)
         batch = len(source)
         return Assignment(
@@ -125,12 +129,8 @@ class SoftICP(RegistrationNetwork):
 
     def _proposals(self, encoded: Assignment, b: int) -> Tensor:
         """(hypotheses, 4, 4): poses on which matches of features agree, the lowest energies of one pair."""
-        one = encoded._replace(**{name: field[b : b + 1] for name, field in encoded._asdict().items()})
-        log_p = one.affinity.log_softmax(-1) + one.affinity.log_softmax(-2)
-        log_p = log_p.masked_fill(one.affinity <= ABSENT, -torch.inf)
-        best = log_p.flatten().topk(min(MATCHES, log_p.numel())).indices
-        best = best[log_p.flatten()[best] > -torch.inf]
-        rows, columns = best // log_p.shape[-1], best % log_p.shape[-1]
+        one = _pair(encoded, b)
+        rows, columns = _matches(one)
         poses, _ = ops.propose_poses(
             one.source[0, rows].cpu(), one.target[0, columns].cpu(), TOLERANCE, max_seeds=SEEDS
         )
@@ -143,6 +143,49 @@ class SoftICP(RegistrationNetwork):
         return torch.cat([chosen, chosen[:1].expand(self.hypotheses - len(chosen), 4, 4)])
 
 
+def _kept(factors: ops.Affinity) -> Tensor | ops.Affinity:
+    """As a matrix where that is small."""
+    size = factors.source_bias.numel() * factors.target_bias.shape[1]
+    return factors.matrix() if size <= MATRIX else factors
+
+
+def _without_padding(bias: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, N), so low at padding that affinities are below `ABSENT` whatever the features add."""
+    return bias if mask is None else bias.masked_fill(~mask, 2 * ABSENT)
+
+
+def _pair(encoded: Assignment, b: int) -> Assignment:
+    """Pair `b` as a batch of one."""
+    some = slice(b, b + 1)
+    affinity = encoded.affinity
+    cut = affinity[some] if isinstance(affinity, Tensor) else ops.Affinity(*(x[some] for x in affinity))
+    fields = {name: field[some] for name, field in encoded._asdict().items() if name != "affinity"}
+    return encoded._replace(affinity=cut, **fields)
+
+
+def _matches(one: Assignment) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the at most `MATCHES` pairs of points that choose one another most, by features alone."""
+    n, m = one.source.shape[1], one.target.shape[1]
+    height = max(1, STRIP // m)
+    strips = [slice(i, i + height) for i in range(0, n, height)]
+    width = min(MATCHES, n * m)
+    # in place: what is allocated between strips would keep the allocator from using their memory again
+    columns = one.source.new_full((m,), -torch.inf)
+    scores = one.source.new_full((len(strips), width), -torch.inf)
+    places = torch.zeros(scores.shape, dtype=torch.long, device=scores.device)
+    for strip in strips:
+        torch.logaddexp(columns, one.matrix(strip)[0].logsumexp(0), out=columns)
+    for k, strip in enumerate(strips):
+        affinity = one.matrix(strip)[0]
+        log_p = affinity.log_softmax(-1) + (affinity - columns)
+        best = log_p.masked_fill(affinity <= ABSENT, -torch.inf).flatten().topk(min(width, log_p.numel()))
+        scores[k, : len(best.values)] = best.values
+        places[k, : len(best.values)] = best.indices + strip.start * m
+    chosen = scores.flatten().topk(width)
+    order = places.flatten()[chosen.indices[chosen.values > -torch.inf]]
+    return order // m, order % m
+
+
 def _thinned(encoded: Assignment) -> Assignment:
     """With at most `SCREENED` rows of the source, evenly chosen among the real ones."""
     real = encoded.source_weight > 0
@@ -150,8 +193,13 @@ def _thinned(encoded: Assignment) -> Assignment:
     share = torch.linspace(0, 1, min(SCREENED, real.shape[1]), dtype=encoded.source.dtype, device=real.device)
     few = order.gather(1, (share * (real.sum(1, keepdim=True) - 1)).round().long())
     weight = encoded.source_weight.gather(1, few)
+    if isinstance(encoded.affinity, Tensor):
+        affinity: Tensor | ops.Affinity = gather(encoded.affinity, few)
+    else:
+        features, targets, bias, target_bias = encoded.affinity
+        affinity = _kept(ops.Affinity(gather(features, few), targets, bias.gather(1, few), target_bias))
     return encoded._replace(
         source=gather(encoded.source, few),
-        affinity=gather(encoded.affinity, few),
+        affinity=affinity,
         source_weight=weight / weight.sum(1, keepdim=True),
     )

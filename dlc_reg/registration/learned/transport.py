@@ -59,7 +59,7 @@ class Transport:
     @staticmethod
     def _kernel(omega: Tensor, data: Assignment) -> Tensor:
         apart = squared_distances(transform(omega, data.source), data.target)
-        logits = data.affinity - data.sharpness[..., None, None] * apart
+        logits = data.matrix() - data.sharpness[..., None, None] * apart
         return logits.clamp(max=LARGEST).exp()
 
     def _scalings(self, kernel: Tensor) -> tuple[Tensor, Tensor]:
