@@ -186,7 +186,7 @@ def batch(device: torch.device, pairs: int, n: int, kind: str) -> Work:
 
 def problem(device: torch.device, pairs: int, n: int) -> dict[str, Tensor]:
     """assignment.py's inputs, made where they are needed: a billion affinities take long to come over."""
-    some = assignment.inputs((pairs, n, 1, 1), 0)
+    some, _ = assignment.inputs((pairs, n, 1, 1), 0)
     random = torch.Generator(device).manual_seed(0)
     given = {name: value.to(device) for name, value in some.items()}
     given["target"] = torch.nn.functional.normalize(torch.randn(pairs, n, 3, device=device, generator=random), dim=2)

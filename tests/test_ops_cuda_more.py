@@ -159,6 +159,15 @@ def test_nothing_is_looked_at_while_a_graph_records(device: torch.device, monkey
     ops.linearize("point_to_point", source, index, pose, max_distance=0.2)
     ops.icp_batch(clouds, index.points.expand(2, -1, -1), start, max_distance=0.2)
     ops.knn_batch(clouds, clouds, 3)
+    ops.soft_assignment(*soft_problem(clouds, sharpness=-1.0))
+
+
+def soft_problem(clouds: Tensor, sharpness: float) -> tuple[Tensor, ...]:
+    batch, n = clouds.shape[:2]
+    poses = torch.eye(4, dtype=torch.float64, device=clouds.device).repeat(1, batch, 1, 1)
+    each = clouds.new_full((batch,), sharpness), clouds.new_full((batch,), -6.0)
+    mass = clouds.new_full((batch, n), 1 / n)
+    return clouds, clouds + 0.01, clouds.new_zeros((batch, n, n)), poses, *each, mass, mass
 
 
 def capture(function: Callable[[], object]) -> tuple[torch.cuda.CUDAGraph, object]:
@@ -205,6 +214,17 @@ def test_a_graph_of_batches(device: torch.device) -> None:
     graph.replay()
     torch.cuda.synchronize(device)
     for a, b in zip(found, run(), strict=True):  # type: ignore[call-overload]
+        assert torch.equal(a, b)
+
+
+@needs_gpu
+def test_a_graph_of_soft_assignments(device: torch.device) -> None:
+    problem = soft_problem(torch.stack([cloud(300, seed) for seed in range(2)]).to(device), sharpness=50.0)
+    graph, found = capture(lambda: ops.soft_assignment(*problem))
+    problem[0].add_(0.005)
+    graph.replay()
+    torch.cuda.synchronize(device)
+    for a, b in zip(found, ops.soft_assignment(*problem), strict=True):  # type: ignore[call-overload]
         assert torch.equal(a, b)
 
 

@@ -4,10 +4,10 @@ They take torch tensors or NumPy arrays and return the same kind on the same dev
 twin of each in plain torch.
 
 CUDA graphs can capture `knn`, `SearchIndex.knn`, `estimate_normals` and `estimate_covariances` for up to 64 neighbours,
-`knn_batch`, `neighbour_normals`, `morton_order`, `linearize` and `icp_batch`; values are not checked there. They cannot
-capture `radius_search`, `SearchIndex.radius`, `voxel_groups` and `voxel_downsample`, whose answers are as long as the
-data makes them, nor what works on the host: `fpfh`, `nearest_features`, `mutual_matches`, `propose_poses`,
-`judge_poses` and `refine_poses`.
+`knn_batch`, `neighbour_normals`, `morton_order`, `linearize`, `icp_batch` and `soft_assignment`; values are not checked
+there. They cannot capture `radius_search`, `SearchIndex.radius`, `voxel_groups` and `voxel_downsample`, whose answers
+are as long as the data makes them, nor what works on the host: `fpfh`, `nearest_features`, `mutual_matches`,
+`propose_poses`, `judge_poses` and `refine_poses`.
 """
 
 try:

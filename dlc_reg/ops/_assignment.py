@@ -64,6 +64,8 @@ def soft_assignment(
         E (K, B) float64, and the poses after the step (K, B, 4, 4) float64, None without `moments`. On a CUDA device E
         has a gradient by every tensor (once); the step has none.
 
+    A CUDA graph can capture it, and then checks no values.
+
     Raises:
         InputError: wrong shapes or dtypes, NaN or infinity, negative weights or sharpness.
     """
@@ -76,7 +78,7 @@ def soft_assignment(
     beta, o = _each("sharpness", sharpness, batch), _each("outlier", outlier, batch)
     u, v = _floats("source_weight", source_weight, (batch, n)), _floats("target_weight", target_weight, (batch, m))
     for name, values in (("sharpness", beta), ("source_weight", u), ("target_weight", v)):
-        if bool((values < 0).any()):
+        if not _validate.capturing(values) and bool((values < 0).any()):
             raise InputError(name, f"the number {float(values.min())}", "numbers of at least 0")
     problem = Problem(p, q, given, beta, o, u, v, *a)
     if _cuda.takes(p):
@@ -110,7 +112,7 @@ def _affinity(affinity: object, batch: int, n: int, m: int) -> tuple[Tensor, ...
 
 def _check_energy(energy: Tensor, affinity: Tensor) -> None:
     """The largest input is checked by what came of it; not while a CUDA graph records."""
-    if energy.is_cuda and torch.cuda.is_current_stream_capturing():
+    if _validate.capturing(energy):
         return
     if not math.isfinite(float(energy.detach().sum())):
         _check_bounded("affinity", affinity)
