@@ -90,6 +90,7 @@ def test_in_a_forked_child(tmp_path, thin_source, thin_target, thin_result):
     paths = [str(tmp_path / name) for name in ("source.npy", "target.npy")]
     for path, points in zip(paths, (thin_source, thin_target), strict=True):
         np.save(path, points)
-    done = subprocess.run([sys.executable, "-c", FORKING, *paths], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-c", FORKING, *paths]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == thin_result.transformation.tobytes().hex()
