@@ -189,7 +189,6 @@ def coarse_to_fine(
             max_distance=distance,
             convergence=replace(base, max_iterations=count),
             callback=callback,
-            index=thin_target.search_index(num_threads),
             num_threads=num_threads,
         )
         history += [{"level": level, "voxel_size": voxel, **record} for record in result.history]
@@ -205,7 +204,6 @@ def coarse_to_fine(
             result.transformation,
             max_distance=distance,
             convergence=Convergence(max_iterations=0),
-            index=target.search_index(num_threads),
             num_threads=num_threads,
         )
         if len(result.correspondence_set):

@@ -64,7 +64,7 @@ class Pair:
         source_count: int | None = None,
         num_threads: int | None = None,
     ) -> Pair:
-        """Sorts the source and indexes the target (or takes `index`, made of `target.points` before).
+        """Sorts the source; searches in the target's own index, or in `index`, made of `target.points` before.
 
         `pivot`: the target's own origin by default. Raises `InputError` where the objective needs normals or
         covariances that a cloud has not, and for a distance that is not positive (inf is allowed).
@@ -83,7 +83,7 @@ class Pair:
         order = ops.morton_order(source.points, num_threads=num_threads)
         return Pair(
             source=source.points[order].contiguous(),
-            target=ops.SearchIndex(target.points, num_threads=num_threads) if index is None else index,
+            target=target.search_index(num_threads) if index is None else index,
             max_distance=float(max_distance),
             source_origin=np.asarray(source.origin, dtype=np.float64),
             target_origin=np.asarray(target.origin, dtype=np.float64),
@@ -298,7 +298,7 @@ class Generalized(Objective):
     def complete(self, cloud: PointCloud) -> PointCloud:
         if cloud.covariances is not None or cloud.normals is None:
             return cloud
-        return replace(cloud, covariances=plane_covariances(cloud.normals, self.epsilon))
+        return cloud.attach(covariances=plane_covariances(cloud.normals, self.epsilon))
 
 
 def plane_covariances(normals: Tensor, epsilon: float) -> Tensor:
