@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from dlc_reg._alignment_input import Picture
 from dlc_reg._alignment_objective import ImageAlignment, Level, coarser, level_of, motion
-from dlc_reg._alignment_search import Candidates, distinct, reduced, search, similarities
+from dlc_reg._alignment_search import SCALE, distinct, reduced, search
 from dlc_reg._warping import corners, normaliser, project
 from dlc_reg.iterate import SmallStep, Termination, iterate
 from dlc_reg.manifold import Homography
@@ -21,7 +21,7 @@ from dlc_reg.updates import LevenbergMarquardt
 
 WORKING = 256  # pixels of the longer side at which the search and the three levels are
 SMALL = 32  # pixels of a shorter side that are kept for it
-KEPT = (24, 8, 3)  # candidates refined at the levels, coarsest first
+KEPT = (24, 12, 4)  # starts of the descents at the levels, coarsest first
 ITERATIONS = (12, 10, 12)
 EROSION = 4  # map pixels beside a hole that features see it from
 OBJECTIVE, MANIFOLD = ImageAlignment(), Homography()
@@ -81,18 +81,18 @@ class Sides:
             found.append(level_of(maps[0][k], maps[1][k], self.sizes, scale, masks))
         return found
 
-    def candidates(self, features: Any, halvings: int, rotation_deg: float, scale: float) -> Candidates:
-        """Starts from all over the other image, in normalised coordinates."""
+    def candidates(self, features: nn.Module, halvings: int, rotation_deg: float, scale: float) -> Tensor:
+        """(K, 3, 3): starts from all over the other image, in normalised coordinates."""
         images, step = self.shrunk(halvings), 1 << halvings
         back = torch.linalg.inv(coarser(step))
         masks = reduced(self.masks[0], step), reduced(self.masks[1], step)
         places = self.places[0].cpu() @ back, self.places[1].cpu() @ back
 
         def encode(image: Tensor, side: int) -> Tensor:
-            maps: Tensor = features.coarsest(image, self.branches[side])
+            maps: Tensor = features(image, self.branches[side])[SCALE.bit_length() - 1]
             return maps
 
-        return search(encode, images[0], images[1], masks, places, similarities(rotation_deg, scale), KEPT[0])
+        return search(encode, images[0], images[1], masks, places, rotation_deg, scale, KEPT[0])
 
 
 @dataclass(frozen=True)
@@ -108,29 +108,37 @@ class Descent:
 def descend(
     levels: Sequence[Level], omega: Tensor, kept: Sequence[int], iterations: Sequence[int], stage: str
 ) -> Descent:
-    """Levenberg and Marquardt's steps from starts (K, 3, 3), at levels in turn; after each the best `kept` go on."""
+    """Levenberg and Marquardt's steps from starts (K, 3, 3), at levels in turn, each from the best `kept` by E there.
+
+    What a finer level starts from are the starts themselves and where they led before: at a coarse one there is too
+    little to see to tell right from wrong, or to improve on a good start.
+    """
     history: list[dict[str, Any]] = []
-    value = overlap = torch.zeros(len(omega))
+    starts = omega
     for level, count, most in zip(levels, kept, iterations, strict=True):
+        begin = _best(omega, OBJECTIVE.value(omega.to(level.template)[:, None], level)[:, 0], count)
         solution = iterate(
             OBJECTIVE,
             LevenbergMarquardt(MANIFOLD),
-            omega.to(level.template)[:, None],
+            omega[begin].to(level.template)[:, None],
             level,
             termination=Termination(most, SmallStep(1e-5)),
         )
-        last = solution.history[-1]
         width = round(1 / float(level.place[0, 0]) * 1e6) / 1e6
         history += [
             {"stage": stage, "unit": width, "value": float(torch.as_tensor(record["value"]).min())}
             for record in solution.history
         ]
-        order = torch.nan_to_num(solution.value[:, 0], nan=torch.inf).argsort(stable=True)
-        omega, value, overlap = solution.omega[order, 0], solution.value[order, 0], last["overlap"][order, 0]
-        best = distinct(Candidates(omega, value), count, apart=0.06)
-        rows = [int((omega == row).all(-1).all(-1).nonzero()[0]) for row in best.omega]
-        omega, value, overlap = omega[rows], value[rows], overlap[rows]
-    return Descent(omega, value, overlap, history)
+        reached, value, overlap = solution.omega[:, 0], solution.value[:, 0], solution.history[-1]["overlap"][:, 0]
+        omega = torch.cat([starts.to(reached), reached])
+    rows = _best(reached, value, len(reached))
+    return Descent(reached[rows], value[rows], overlap[rows], history)
+
+
+def _best(omega: Tensor, value: Tensor, count: int) -> Tensor:
+    """Rows of the best `count` by value that are apart from each other."""
+    order = torch.nan_to_num(value, nan=torch.inf).argsort(stable=True)
+    return order[distinct(omega[order], count, apart=0.06)]
 
 
 def correlation(omega: Tensor, level: Level) -> float:

@@ -53,13 +53,25 @@ def homography_from_corners(source: Tensor, target: Tensor) -> Tensor:
 
     The corner parametrisation: eight numbers, the places that an image's corners go to, in place of the matrix.
     """
+    return homography_from_points(source, target)
+
+
+def homography_from_points(source: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The (..., 3, 3), last entry 1, that maps points (..., N, 2), four or more, to others.
+
+    With weights (..., N), by least squares of the algebraic error (Hartley and Zisserman, Multiple View Geometry, 4.1);
+    without, exactly, of four points. Where they do not determine it, what comes is not finite, or some homography.
+    """
     (x, y), (u, v) = source.unbind(-1), target.unbind(-1)
     zero, one = torch.zeros_like(x + u), torch.ones_like(x + u)
     x, y, u, v = (value.expand_as(zero) for value in (x, y, u, v))
     upper = torch.stack([x, y, one, zero, zero, zero, -u * x, -u * y], dim=-1)
     lower = torch.stack([zero, zero, zero, x, y, one, -v * x, -v * y], dim=-1)
-    system, right = torch.cat([upper, lower], dim=-2), torch.cat([u, v], dim=-1)
-    entries: Tensor = torch.linalg.solve_ex(system, right[..., None])[0][..., 0]
+    system, right = torch.cat([upper, lower], dim=-2), torch.cat([u, v], dim=-1)[..., None]
+    if weight is not None:
+        both = system.mT * torch.cat([weight, weight], dim=-1)[..., None, :]
+        system, right = both @ system, both @ right
+    entries: Tensor = torch.linalg.solve_ex(system, right)[0][..., 0]
     whole = torch.cat([entries, torch.ones_like(entries[..., :1])], dim=-1)
     return whole.reshape(*whole.shape[:-1], 3, 3)
 

@@ -153,7 +153,7 @@ def _solve(
     working, finest = sides.shrinks(longest)
     began = time.perf_counter()
     if start is None:
-        omega = sides.candidates(features, working, *limits).omega
+        omega = sides.candidates(features, working, *limits)
     else:
         given = sides.places[1].cpu() @ start @ torch.linalg.inv(sides.places[0].cpu())
         omega = torch.stack([_shift(x, y) @ given for x, y in SHIFTS])
@@ -161,7 +161,7 @@ def _solve(
     searched = time.perf_counter()
     levels = sides.levels(features, working)[::-1]
     if start is None:
-        found = descend(levels, omega, (*KEPT[1:], 3), ITERATIONS, "levels")
+        found = descend(levels, omega, KEPT, ITERATIONS, "levels")
         rivals = found.value[1:]
     else:
         found = descend(levels, omega[:1], (1, 1, 1), ITERATIONS, "levels")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from pictures import perturbed, picture
 from torch.nn import functional
 
 from dlc_reg._alignment_objective import VOID, ImageAlignment, coarser, level_of, motion, standardised, thinned
-from dlc_reg._alignment_search import similarities, translations
 from dlc_reg._warping import (
     corner_error,
     corners,
@@ -205,27 +203,3 @@ def test_convexified_loss_takes_it_as_it_is():
     loss = ConvexifiedLoss(ImageAlignment(), Homography(), radius=0.2, samples=3, terms=("chord",))
     total = loss(truth, data, generator=torch.Generator().manual_seed(0)).total
     assert bool(torch.isfinite(total))
-
-
-def test_the_search_is_the_energy_at_every_translation():
-    rng = torch.Generator().manual_seed(0)
-    source, target = torch.randn(2, 5, 6, generator=rng), torch.randn(2, 7, 9, generator=rng)
-    masks = (torch.rand(5, 6, generator=rng) > 0.2).float(), (torch.rand(7, 9, generator=rng) > 0.2).float()
-    energy, first = translations(source, target, masks)
-    assert energy.shape == (11, 14)
-    void = VOID * float(min(masks[0].sum(), masks[1].sum()))
-    for row, column in np.ndindex(*energy.shape):
-        x, y = int(first[0]) + column, int(first[1]) + row
-        total, area = void, void
-        for i, j in np.ndindex(5, 6):
-            if 0 <= i + y < 7 and 0 <= j + x < 9:
-                weight = float(masks[0][i, j] * masks[1][i + y, j + x])
-                area += weight
-                total += weight * 0.5 * float((target[:, i + y, j + x] - source[:, i, j]).square().sum())
-        assert float(energy[row, column]) == pytest.approx(total / area, abs=1e-4)
-
-
-def test_the_grid_of_similarities_reaches_as_far_as_asked():
-    grid = similarities(30, 1.5)
-    assert max(math.degrees(a) for a, _ in grid) == pytest.approx(30) and max(s for _, s in grid) == pytest.approx(1.5)
-    assert (0.0, 1.0) in [(round(a, 9), round(s, 9)) for a, s in grid] and similarities(0, 1) == [(0.0, 1.0)]

@@ -43,11 +43,6 @@ class FeatureEncoder(nn.Module):
         maps: list[Tensor] = self.branches[0 if self.shared else branch](centred / (spread + 1e-6).sqrt())
         return maps
 
-    def coarsest(self, images: Tensor, branch: int = 0) -> Tensor:
-        """The last of the maps alone."""
-        maps: Tensor = self(images, branch)[-1]
-        return maps
-
 
 class _Branch(nn.Module):
     def __init__(self, widths: Sequence[int], out: int) -> None:
@@ -87,10 +82,6 @@ class Intensity(nn.Module):
         level: Tensor = centred / (contrast + 0.05 * contrast.mean((-2, -1), keepdim=True) + 1e-12).sqrt()
         return level
 
-    def coarsest(self, images: Tensor, branch: int = 0) -> Tensor:
-        """The last of the maps alone."""
-        return self._level(pyramid(images)[-1])
-
 
 class Gradients(nn.Module):
     """Directions of edges, without weights: |gradient . d| for some directions d, blurred, over their local length.
@@ -106,10 +97,6 @@ class Gradients(nn.Module):
 
     def forward(self, images: Tensor, branch: int = 0) -> list[Tensor]:
         return [self._level(level) for level in pyramid(images.mean(1, keepdim=True))]
-
-    def coarsest(self, images: Tensor, branch: int = 0) -> Tensor:
-        """The last of the maps alone."""
-        return self._level(pyramid(images.mean(1, keepdim=True))[-1])
 
     def _level(self, image: Tensor) -> Tensor:
         x, y = derivatives(blurred(image, 0.7))
