@@ -1,18 +1,19 @@
 """Pictures for image alignment: the file that `tools/train.py` and `tools/evaluate.py images` read.
 
-    python datasets/images.py photographs --train FOLDER --val FOLDER --licence TEXT --output photographs.npz
-    python datasets/images.py pairs       --train FOLDER --val FOLDER --licence TEXT --output maps.npz
+    python datasets/images.py photographs --train FOLDER --test FOLDER --licence TEXT --output photographs.npz
+    python datasets/images.py pairs       --train FOLDER --test FOLDER --licence TEXT --output maps.npz
     python datasets/images.py mscoco      --archive FOLDER --output mscoco.npz
     python datasets/images.py google      --archive FOLDER --kind GoogleMap --output googlemap.npz
 
 photographs: any folder of pictures. pairs: aligned pairs, in each file the first in the left half and the second in the
 right, as pix2pix's maps have them. Both are scaled so that --height and --width are covered, and cut in the middle
-(upright pictures are laid on their side). mscoco: MSCOCO's train2014 and val2014 folders (CC-BY-4.0 annotations; the
-pictures have their owners' terms), scaled to 240 x 320 as in DLKFM and PRISE. google: GoogleEarth or GoogleMap as
-DLKFM's authors distribute them, folders train2014_input, train2014_template, val2014_input, val2014_template of crops
-that are aligned before the perturbation. Those crops come from the same pictures in both halves of the official split:
---split-by picture (the default) puts all crops of a picture, named NUMBER_CROP, into one split. Needs Pillow. Neither
-download has been tried here: their layout is checked, and no checksum is on record.
+(upright pictures are laid on their side). Without --val, one picture in eight of --train validates.
+mscoco: MSCOCO's train2014 and val2014 folders (CC-BY-4.0 annotations; the pictures have their owners' terms), scaled to
+240 x 320 as in DLKFM and PRISE. google: GoogleEarth or GoogleMap as DLKFM's authors distribute them, folders
+train2014_input, train2014_template, val2014_input, val2014_template of crops that are aligned before the perturbation.
+Those crops come from the same pictures in both halves of the official split: --split-by picture (the default) puts all
+crops of a picture, named NUMBER_CROP, into one split. Needs Pillow. Neither download has been tried here: their layout
+is checked, and no checksum is on record.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def photographs(options: argparse.Namespace) -> Iterator[dict[str, object]]:
             image = ImageOps.exif_transpose(Image.open(path))
             if (image.height > image.width) != (options.height > options.width):
                 image = image.transpose(Image.Transpose.ROTATE_90)
-            yield {"picture": covered(image, options.height, options.width), "name": path.stem, "split": split}
+            named = {"name": f"{split}-{path.stem}", "split": placed_in(split, path, options)}
+            yield {"picture": covered(image, options.height, options.width), **named}
 
 
 def pairs(options: argparse.Namespace) -> Iterator[dict[str, object]]:
@@ -59,7 +61,7 @@ def pairs(options: argparse.Namespace) -> Iterator[dict[str, object]]:
             half = both.width // 2
             left, right = both.crop((0, 0, half, both.height)), both.crop((half, 0, 2 * half, both.height))
             shape = options.height, options.width
-            named = {"name": f"{split}-{path.stem}", "split": split}
+            named = {"name": f"{split}-{path.stem}", "split": placed_in(split, path, options)}
             yield {"picture": covered(left, *shape), "partner": covered(right, *shape), **named}
 
 
@@ -83,6 +85,11 @@ def google(options: argparse.Namespace) -> Iterator[dict[str, object]]:
                 raise SystemExit(f"{path}: {first.shape} and {second.shape}; expected crops before the perturbation")
             split = official if options.split_by == "official" else split_of(path.stem.split("_")[0])
             yield {"picture": first, "partner": second, "name": f"{official}-{path.stem}", "split": split}
+
+
+def placed_in(folder: str, path: Path, options: argparse.Namespace) -> str:
+    """Without --val one picture in eight of --train validates, so that --test stays untouched."""
+    return split_of(path.stem) if folder == "train" and options.val is None else folder
 
 
 def split_of(picture: str) -> str:

@@ -16,7 +16,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from dlc_reg._warping import Size, in_front, normaliser, pixel_grid, project, sample
+from dlc_reg._warping import Size, in_front, inverse, normaliser, pixel_grid, project, sample
 from dlc_reg.manifold import Homography
 from dlc_reg.networks.images import derivatives
 
@@ -63,7 +63,7 @@ class ImageAlignment:
 
     def residual(self, omega: Tensor, data: Level) -> tuple[Tensor, Tensor]:
         """f_t(x) - f_s(omega^-1 x), (*lead, B, P, C), and the weights (*lead, B, P)."""
-        back = torch.linalg.inv(omega)
+        back = inverse(omega)
         places = project(data.place.to(omega) @ back, data.points.to(omega))
         seen = sample(data.source, places)
         h, w = data.source.shape[-2:]

@@ -20,7 +20,7 @@ from dlc_reg._image_pairs import ImageBatch
 from dlc_reg._images_recipe import ImageRecipe
 from dlc_reg._rays import Neighbourhood
 from dlc_reg._terms import Draw, Losses, convexified_loss, later_weigh_more, shared_rays
-from dlc_reg._warping import normaliser, project
+from dlc_reg._warping import inverse, normaliser, project
 from dlc_reg.convexify import ConvexifiedLoss
 from dlc_reg.manifold import Homography
 from dlc_reg.networks.images import LEVELS, FeatureEncoder
@@ -50,7 +50,7 @@ def tangents_of(displacements: Tensor) -> Tensor:
 def corner_loss(estimate: Tensor, truth: Tensor) -> Tensor:
     """log(1 + |c - c*|^2 / s^2) (..., B), the mean over the template's corners."""
     square = torch.tensor(SQUARE).to(truth)
-    there, right = (project(torch.linalg.inv(omega), square) for omega in (estimate, truth))
+    there, right = (project(inverse(omega), square) for omega in (estimate, truth))
     distance: Tensor = (there - right).square().sum(-1)
     return (distance / TOLERANCE**2).log1p().mean(-1)
 

@@ -37,6 +37,12 @@ def project(homography: Tensor, points: Tensor) -> Tensor:
     return moved[..., :2] / moved[..., 2:]
 
 
+def inverse(homography: Tensor) -> Tensor:
+    """(..., 3, 3); without an error where there is none: what comes there is not finite."""
+    found: Tensor = torch.linalg.inv_ex(homography)[0]
+    return found
+
+
 def in_front(homography: Tensor, points: Tensor, least: float = 0.05) -> Tensor:
     """Whether points (..., N, 2) stay before the horizon: (..., N).
 

@@ -24,7 +24,7 @@ from dlc_reg._alignment_result import AlignmentResult
 from dlc_reg._alignment_solve import ITERATIONS, KEPT, Descent, Sides, corner_std, correlation, descend
 from dlc_reg._alignment_verdict import judge
 from dlc_reg._answers import Verdict
-from dlc_reg._warping import corner_error, corners, homography_from_corners, in_front, project
+from dlc_reg._warping import corner_error, corners, homography_from_corners, in_front, inverse, project
 from dlc_reg.errors import InputError
 from dlc_reg.networks.files import load_network, save_network
 from dlc_reg.networks.images import FeatureEncoder, Gradients, Intensity
@@ -124,7 +124,7 @@ def _align(
         found, evidence, spent = _solve(sides, features, begun, limits, longest)
     places = tuple(place.cpu() for place in sides.places)
     pixels = torch.linalg.inv(places[1]) @ found.omega[0].double().cpu() @ places[0]
-    homography = (pixels if forward else torch.linalg.inv(pixels)).numpy()
+    homography = (pixels if forward else inverse(pixels)).numpy()
     verdict, reasons = judge(homography, pictures[0].size, evidence)
     settings = {
         "template": "target" if forward else "source",
@@ -176,13 +176,13 @@ def _solve(
         finer = descend([level], found.omega, (1,), (8,), "finer")
         found = Descent(finer.omega, finer.value, finer.overlap, found.history + finer.history)
     mirrored = sides.swapped().levels(features, finest, 1)
-    back = descend(mirrored, torch.linalg.inv(found.omega), (1,), (8,), "backward")
+    back = descend(mirrored, inverse(found.omega), (1,), (8,), "backward")
     evidence = {
         "correlation": correlation(found.omega, level),
         "energy": float(found.value[0]),
         "gap": gap,
         "overlap": float(found.overlap[0]),
-        "backward": _disagreement(sides, found.omega[0], torch.linalg.inv(back.omega[0])),
+        "backward": _disagreement(sides, found.omega[0], inverse(back.omega[0])),
         "corner_std": corner_std(found.omega, level, float(found.value[0]), sides.sizes[1]),
     }
     ended = time.perf_counter()
@@ -254,9 +254,9 @@ def _apart(omega: Tensor, other: Tensor) -> float:
 
 def _disagreement(sides: Sides, omega: Tensor, other: Tensor) -> float:
     """Mean distance of where the template's corners come from, in pixels of the other image."""
-    manifold_free = [torch.linalg.inv(m.double().cpu()) for m in (omega, other)]
+    back = [inverse(m.double().cpu()) for m in (omega, other)]
     place = sides.places
     points = project(place[1].cpu(), corners(sides.sizes[1]))
-    there = [project(torch.linalg.inv(place[0].cpu()) @ m, points) for m in manifold_free]
+    there = [project(torch.linalg.inv(place[0].cpu()) @ m, points) for m in back]
     distance = (there[0] - there[1]).norm(dim=-1).mean()
     return float(distance) if bool(torch.isfinite(distance)) else float("inf")

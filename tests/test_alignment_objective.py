@@ -203,3 +203,12 @@ def test_convexified_loss_takes_it_as_it_is():
     loss = ConvexifiedLoss(ImageAlignment(), Homography(), radius=0.2, samples=3, terms=("chord",))
     total = loss(truth, data, generator=torch.Generator().manual_seed(0)).total
     assert bool(torch.isfinite(total))
+
+
+def test_a_homography_that_cannot_be_inverted_sees_nothing():
+    """It must not stop a batch: a step of training or a start may go anywhere."""
+    data, truth = as_template()
+    flat = torch.stack([truth, torch.zeros_like(truth)])
+    value = ImageAlignment().value(flat, data)
+    torch.testing.assert_close(value[0], ImageAlignment().value(truth, data))
+    assert value[1].tolist() == [1.0]
