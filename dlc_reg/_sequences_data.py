@@ -147,10 +147,17 @@ class Items(Dataset[Item]):
     """The sequences, each epoch in another order, as a function of the seed and the item's number alone."""
 
     def __init__(
-        self, data: Sequences, seed: int, *, order: Order = "stored", length: int = 0, shuffle: bool = True
+        self,
+        data: Sequences,
+        seed: int,
+        *,
+        order: Order = "stored",
+        shrink: int = 1,
+        length: int = 0,
+        shuffle: bool = True,
     ) -> None:
         self.data, self.seed, self.length, self.shuffle = data, seed, length, shuffle
-        self.read = reader(data, order)
+        self.read = reader(data, order, shrink)
         self._epoch: tuple[int, Array] = (-1, np.zeros(0, np.int64))
         steps = len(self.read(0))
         if length and length < steps:
@@ -179,18 +186,27 @@ class Items(Dataset[Item]):
         return int(self._epoch[1][place])
 
 
-def reader(data: Sequences, order: Order) -> Callable[[int], Array]:
-    """row -> (T, D) float32. Images in [0, 1], by rows, by pixels, or by pixels in one order drawn once for all."""
+def reader(data: Sequences, order: Order, shrink: int = 1) -> Callable[[int], Array]:
+    """row -> (T, D) float32. Images in [0, 1], by rows, by pixels, or by pixels in one order drawn once for all.
+
+    `shrink`: squares of so many pixels a side are averaged first.
+    """
     images = data.values.dtype == np.uint8
     if images == (order == "stored"):
         raise InputError("data.order", order, "rows, pixels or permuted of images, stored of other sequences")
+    height, width = data.values.shape[1:]
+    if shrink < 1 or (shrink > 1 and (not images or height % shrink or width % shrink)):
+        given = f"{shrink} for {height} x {width}"
+        raise InputError("data.shrink", given, "1, or a number that divides both sides of images")
     if not images:
         return lambda row: data.values[row]
-    size = data.values[0].size
+    height, width = height // shrink, width // shrink
+    size = height * width
     places = np.random.default_rng(0).permutation(size) if order == "permuted" else np.arange(size)
 
     def read(row: int) -> Array:
-        image: Array = data.values[row].astype(np.float32) / 255
+        squares = data.values[row].reshape(height, shrink, width, shrink).astype(np.float32) / 255
+        image: Array = squares.mean((1, 3))
         return image if order == "rows" else image.reshape(-1, 1)[places]
 
     return read

@@ -31,12 +31,13 @@ class Data:
     """How the sequences of a prepared file are read; or, of the adding problem, made: its file holds held-out ones."""
 
     order: Order = "stored"
+    shrink: int = 1  # pixels of an image, along both sides, that are averaged to one
     length: int = 0  # steps after padding with normal noise at the end; 0: no padding
     generate: bool = False  # sequences of the adding problem to train on, as long as the held-out ones
     workers: int = 0  # processes that make items
 
     def __post_init__(self) -> None:
-        at_least("data", self, length=0, workers=0)
+        at_least("data", self, shrink=1, length=0, workers=0)
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,7 @@ class SequencesTask:
             return Adding(data.values.shape[1], recipe.seed), held_out
         if training is None:
             raise InputError("data.generate", "false, and no sequence of 'train'", "true, or data to train on")
-        return Items(training, recipe.seed, order=recipe.data.order, length=recipe.data.length), held_out
+        return _items(training, recipe.seed, recipe), held_out
 
     def workers(self, recipe: SequenceRecipe) -> int:
         return recipe.data.workers
@@ -265,7 +266,12 @@ HELD_OUT_SEED = 1_000_003  # of the noise that pads what is held out
 
 def held_out_items(data: Sequences, recipe: SequenceRecipe) -> Items:
     """Sequences as the recipe reads them, in the order that they have."""
-    return Items(data, HELD_OUT_SEED, order=recipe.data.order, length=recipe.data.length, shuffle=False)
+    return _items(data, HELD_OUT_SEED, recipe, shuffle=False)
+
+
+def _items(data: Sequences, seed: int, recipe: SequenceRecipe, shuffle: bool = True) -> Items:
+    read = recipe.data
+    return Items(data, seed, order=read.order, shrink=read.shrink, length=read.length, shuffle=shuffle)
 
 
 TASK = SequencesTask()

@@ -79,6 +79,10 @@ def test_images_are_read_by_rows_by_pixels_and_in_one_order_for_all():
     assert not torch.equal(permuted, pixels) and torch.equal(permuted.sort(0).values, pixels.sort(0).values)
     order = [Items(data, seed, order="permuted", shuffle=False) for seed in (0, 5)]
     assert torch.equal(order[0][3].values, order[1][3].values)
+    small = Items(data, 0, order="pixels", shrink=2, shuffle=False)[3].values
+    torch.testing.assert_close(small, image.reshape(3, 2, 3, 2).mean((1, 3)).reshape(9, 1))
+    with pytest.raises(InputError, match=r"data\.shrink: got 5 for 6 x 6"):
+        Items(data, 0, order="pixels", shrink=5)
 
 
 def test_every_epoch_has_each_sequence_once_in_another_order():

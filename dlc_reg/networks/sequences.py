@@ -20,7 +20,8 @@ class IndRNN(nn.Module):
     """h_t = relu(W x_t + u * h_{t-1} + b): units that see no other unit's past (Li et al., CVPR 2018).
 
     `memory`: steps over which a unit may neither vanish nor explode; |u| is held below 2^(1 / memory). Each layer's u
-    begins uniform in [0, 1], as the paper has it, and the last layer's near 1.
+    begins uniform in [0, 1], as the paper has it, and the last layer's near 1. What drives the last layer, which sums
+    over the whole sequence, begins uniform in +- 1 / memory: the authors' code has 0.001 for 784 steps.
     """
 
     def __init__(
@@ -31,7 +32,10 @@ class IndRNN(nn.Module):
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.batch_first, self.bound = batch_first, 2 ** (1 / memory)
         sizes = [input_size, *[hidden_size] * (num_layers - 1)]
-        self.inputs = nn.ModuleList(nn.Linear(size, hidden_size) for size in sizes)
+        linears = [nn.Linear(size, hidden_size) for size in sizes]
+        nn.init.uniform_(linears[-1].weight, -1 / memory, 1 / memory)
+        nn.init.zeros_(linears[-1].bias)
+        self.inputs = nn.ModuleList(linears)
         lowest = [0.0] * (num_layers - 1) + [0.5 ** (1 / memory)]
         self.recurrent = nn.ParameterList(nn.Parameter(torch.empty(hidden_size).uniform_(low, 1)) for low in lowest)
 
