@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -155,9 +155,13 @@ def installed() -> list[str]:
 
 
 def evaluate_images(
-    pairs: ImagePairs, methods: dict[str, ImageMethod], progress: bool = False
+    pairs: ImagePairs, methods: dict[str, ImageMethod], *, unrelated: bool = False, progress: bool = False
 ) -> dict[str, ImageFigures]:
-    """Figures by method's name, all on the same pairs."""
+    """Figures by method's name, all on the same pairs.
+
+    With `unrelated` each source meets the target of the next pair of another picture: every answer is wrong, and what
+    counts is how many are trusted.
+    """
     from tqdm import tqdm
 
     errors: dict[str, list[float]] = {name: [] for name in methods}
@@ -165,6 +169,8 @@ def evaluate_images(
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     for item in tqdm(range(len(pairs)), disable=not progress):
         pair = pairs[item]
+        if unrelated:
+            pair = replace(pair, target=_of_another(pairs, item), truth=torch.full((3, 3), torch.nan))
         source, target = (
             np.ascontiguousarray((image.movedim(0, -1) * 255).round().to(torch.uint8).numpy())
             for image in (pair.source, pair.target)
@@ -180,6 +186,16 @@ def evaluate_images(
     return {
         name: ImageFigures(np.array(errors[name]), verdicts[name], float(np.median(seconds[name]))) for name in methods
     }
+
+
+def _of_another(pairs: ImagePairs, item: int) -> torch.Tensor:
+    """The target of the next pair that is of another picture."""
+    index = pairs[item].index
+    for k in range(1, len(pairs)):
+        other = pairs[(item + k) % len(pairs)]
+        if other.index != index:
+            return other.target
+    raise InputError("pairs", "pairs of one picture", "pairs of two or more pictures")
 
 
 def image_table(figures: dict[str, ImageFigures], published: str | None = None) -> str:

@@ -21,6 +21,7 @@ from dlc_reg._image_evaluation import (
     middle,
 )
 from dlc_reg._image_pairs import ImagePairs, Pictures
+from dlc_reg.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -76,6 +77,23 @@ def test_errors_are_told_at_the_protocol_s_size():
 def test_no_answer_is_infinitely_wrong():
     figures = evaluate_images(ImagePairs(pictures(), 1, 2, size=48), {"none": lambda source, target: (None, "")})
     assert np.isinf(figures["none"].errors).all() and figures["none"].shares == [0.0] * len(LIMITS)
+
+
+def test_unrelated_pictures_have_no_right_answer():
+    pairs, seen = ImagePairs(pictures(), 1, 3, size=48), []
+
+    def answer(source, target):
+        seen.append((source, target))
+        return middle(source, target)
+
+    figures = evaluate_images(pairs, {"middle": answer}, unrelated=True)
+    assert np.isinf(figures["middle"].errors).all()
+    evaluate_images(pairs, {"middle": answer})
+    for k in range(3):
+        np.testing.assert_array_equal(seen[k][0], seen[3 + k][0])  # the source is the pair's own, the target is not
+        assert (seen[k][1] != seen[3 + k][1]).any()
+    with pytest.raises(InputError, match="pairs: got pairs of one picture"):
+        evaluate_images(ImagePairs(pictures(), 1, 1, size=48), {"middle": answer}, unrelated=True)
 
 
 def test_the_table():

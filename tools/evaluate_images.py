@@ -28,6 +28,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--zoom", type=float, default=1.0, help="pixels of the picture that one of the pair stands for")
     parser.add_argument("--reach", type=float, default=1.0, help="share of the protocol's 32 pixels")
     parser.add_argument("--photometric", type=float, default=1.0, help="strength of the change of tones")
+    parser.add_argument("--unrelated", action="store_true", help="pairs of two pictures: none may be trusted")
     parser.add_argument("--published", choices=sorted(PUBLISHED), help="the papers' table to stand beside")
     parser.add_argument("--out", type=Path, help="a JSON file with every pair's error")
     parser.add_argument("--num-threads", type=int, default=1)
@@ -49,9 +50,9 @@ def main(arguments: list[str]) -> None:
         methods = {name: image_method(name) for name in names(options.method, options.weights)}
     except InputError as error:
         raise SystemExit(f"error: {error}") from None
-    about = {"dlc_reg": dlc_reg.__version__, "split": options.split, **describe(pairs)}
+    about = {"dlc_reg": dlc_reg.__version__, "split": options.split, **describe(pairs), "unrelated": options.unrelated}
     print(", ".join(f"{key} {value}" for key, value in about.items()) + "\n")
-    figures = evaluate_images(pairs, methods, progress=sys.stderr.isatty())
+    figures = evaluate_images(pairs, methods, unrelated=options.unrelated, progress=sys.stderr.isatty())
     print(image_table(figures, options.published))
     if options.out is not None:
         rows = {name: {"errors": f.errors.tolist(), "verdicts": f.verdicts} for name, f in figures.items()}
