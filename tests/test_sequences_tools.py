@@ -54,13 +54,15 @@ def test_columns_differ_in_what_they_say_and_in_nothing_else(study):
 
 
 def test_cells_are_run_skipped_tabulated_and_evaluated(study, data, tmp_path, monkeypatch, capsys):
+    import cells
+
     commands = []
 
     def here(command, output):
         commands.append(command[-2:])
         return study.main(command[2:])
 
-    monkeypatch.setattr(study, "start", here)
+    monkeypatch.setattr(cells, "start", here)
     settings = [part for setting in SMALL for part in ("--set", setting)]
     arguments = [str(ROWS), "--data", str(data), "--out", str(tmp_path), "--seeds", "0", *settings]
     arguments += ["--columns", "none", "energy"]
