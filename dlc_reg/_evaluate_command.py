@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +62,18 @@ def command(out: Path | None, overwrite: bool, quiet: bool, by_rotation: bool, *
     """
     if out is not None and not overwrite and any((out / name).exists() for name in FILES):
         raise InputError("--out", f"'{out}', which holds results", "a new folder, or --overwrite")
+    progress = not quiet and sys.stderr.isatty()
     runners = choose(options)
     shapes = Shapes.load(options["data"]).select(split=options["split"], categories=options["categories"])
     given = len(shapes)
     if options["asymmetric"]:
-        shapes = keep_asymmetric(shapes, progress=not quiet)
+        shapes = keep_asymmetric(shapes, progress=progress)
     click.echo(
         f"{options['protocol']}, {options['split']}, categories {options['categories']}: {len(shapes)} shapes"
         + (f" ({given - len(shapes)} symmetric ones left out)" if options["asymmetric"] else "")
         + f", seed {options['seed']}\n"
     )
-    numbers = {"pairs": options["pairs"], "seed": options["seed"], "progress": not quiet}
+    numbers = {"pairs": options["pairs"], "seed": options["seed"], "progress": progress}
     results = evaluate(shapes, options["protocol"], runners, **numbers)
     results.about.update({key: str(options[key]) for key in ("split", "categories", "asymmetric")})
     click.echo(results.text())
