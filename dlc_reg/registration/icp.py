@@ -77,7 +77,7 @@ def icp(
     """Registers `source` to `target` from `T_init` (4, 4), T_target_source absolute; None is identity.
 
     Args:
-        objective: `PointToPoint()`, `PointToPlane()`, `Symmetric()` or `Generalized()`.
+        objective: `PointToPoint()`, `PointToPlane()`, `Symmetric()`, `Generalized()` or `Colored()`.
         max_distance: pairs further apart are ignored, in the points' unit; inf is allowed.
         convergence: when to stop; by default 30 iterations or changes below 1e-6 in fitness and in RMSE over extent.
         callback: as for `dlc_reg.iterate`.
@@ -90,7 +90,7 @@ def icp(
         the residual variance; None where a motion is free: `settings["free_motions"]` names it.
 
     Raises:
-        InputError: missing normals or covariances, bad distance or start.
+        InputError: missing normals, covariances or colors, bad distance or start.
     """
     if convergence is None:
         convergence = Convergence(rmse=1e-6 * target.extent)
@@ -246,9 +246,12 @@ def uncertainty(
 
 
 def _free_motions(evaluation: Evaluation, information: Array) -> list[FreeMotion]:
-    """From the target's normals where it has any: point-to-point's own Hessian does not see that a plane slides."""
+    """From the target's normals where it has any: point-to-point's own Hessian does not see that a plane slides.
+
+    Where colours have a say, from the Hessian: they hold what the normals leave free.
+    """
     pair = evaluation.pair
-    if pair.target_normals is not None:
+    if pair.target_normals is not None and pair.target_intensities is None:
         indices = evaluation.matched_targets()
         indices = indices[:: max(1, len(indices) // _SAMPLES)]
         points = pair.target.points.numpy()[indices].astype(np.float64) + pair.target_origin
