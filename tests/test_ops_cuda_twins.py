@@ -90,9 +90,7 @@ def test_gradients_of_an_indexs_distances_are_the_twins(device: torch.device, by
     torch.testing.assert_close(found.cpu().double(), expected, rtol=1e-4, atol=1e-6)
 
 
-def scene(
-    device: torch.device, kind: str, kernel: str, **options: object
-) -> tuple[ops.Linearization, dict[str, Any]]:
+def scene(device: torch.device, kind: str, kernel: str, **options: object) -> tuple[ops.Linearization, dict[str, Any]]:
     """What the device makes of two clouds, and the corresponding pairs in float64 as the twin takes them."""
     source, target = cloud(500, 19), cloud(600, 20)
     turn = POSE[:3, :3]

@@ -14,32 +14,38 @@ namespace {
 
 constexpr double kOnOneLine = 1e-6;  // of the spreads' product over their sum's square: one a thousandth of the other
 
-// In a basis of the tangent plane, where the normal's constraint holds by itself whatever the unit of length.
+// Normal equations of one point's fit in a basis of its tangent plane and the normal, which is eliminated: what is left
+// is as well conditioned as the neighbours are spread, whatever the unit of length.
 class TangentFit {
  public:
-  explicit TangentFit(const double normal[3]) {
+  explicit TangentFit(const double normal[3]) : normal_{normal[0], normal[1], normal[2]} {
     orthogonal_to(normal, u_);
     cross(normal, u_, v_);
   }
   void add(const double way[3], double change) {
-    const double u = dot(u_, way), v = dot(v_, way);
+    const double u = dot(u_, way), v = dot(v_, way), n = dot(normal_, way);
     uu_ += u * u, uv_ += u * v, vv_ += v * v;
-    du_ += u * change, dv_ += v * change;
+    un_ += u * n, vn_ += v * n, nn_ += n * n;
+    du_ += u * change, dv_ += v * change, dn_ += n * change;
   }
-  void solve(double gradient[3]) const {
-    const double trace = uu_ + vv_, determinant = uu_ * vv_ - uv_ * uv_;
+  // `held` is the weight of the row normal . g = 0. Its part along the normal is not in the answer.
+  void solve(double held, double gradient[3]) const {
+    const double nn = nn_ + held * held;
+    const double uu = uu_ - un_ * un_ / nn, uv = uv_ - un_ * vn_ / nn, vv = vv_ - vn_ * vn_ / nn;
+    const double du = du_ - un_ * dn_ / nn, dv = dv_ - vn_ * dn_ / nn;
+    const double trace = uu + vv, determinant = uu * vv - uv * uv;
     double along_u = 0.0, along_v = 0.0;
     if (determinant > kOnOneLine * trace * trace) {
-      along_u = (vv_ * du_ - uv_ * dv_) / determinant, along_v = (uu_ * dv_ - uv_ * du_) / determinant;
+      along_u = (vv * du - uv * dv) / determinant, along_v = (uu * dv - uv * du) / determinant;
     } else if (trace > 0.0) {  // of rank one: its pseudo-inverse is itself over the trace's square
-      along_u = (uu_ * du_ + uv_ * dv_) / (trace * trace), along_v = (uv_ * du_ + vv_ * dv_) / (trace * trace);
+      along_u = (uu * du + uv * dv) / (trace * trace), along_v = (uv * du + vv * dv) / (trace * trace);
     }
     for (int a = 0; a < 3; ++a) gradient[a] = along_u * u_[a] + along_v * v_[a];
   }
 
  private:
-  double u_[3], v_[3];
-  double uu_ = 0.0, uv_ = 0.0, vv_ = 0.0, du_ = 0.0, dv_ = 0.0;
+  double normal_[3], u_[3], v_[3];
+  double uu_ = 0.0, uv_ = 0.0, vv_ = 0.0, un_ = 0.0, vn_ = 0.0, nn_ = 0.0, du_ = 0.0, dv_ = 0.0, dn_ = 0.0;
 };
 
 }  // namespace
@@ -72,7 +78,7 @@ void intensity_gradients(const KdTree& tree, const float* intensities, const flo
           for (int a = 0; a < 3; ++a) way[a] = static_cast<double>(point[a]) - near[3 * i + a];
           fit.add(way, intensities[neighbour] - own);
         }
-        fit.solve(gradient);
+        fit.solve(count[i] - 1.0, gradient);
       }
       float* const out = intensities_and_gradients + 4 * at[i];
       out[0] = intensities[at[i]];

@@ -119,10 +119,11 @@ def intensity_gradients(
 ) -> Tensor:
     """Each point's intensity and the gradient along its tangent plane: (N, 4) float32, per unit of length.
 
-    The gradient g fits the differences to the k nearest, themselves projected onto the plane, in least squares, with
-    g . normal = 0 (Park, Zhou and Koltun, ICCV 2017). It is zero with fewer than 4 neighbours, the point itself
-    included; along a line of neighbours only the slope along the line is known, and the rest is zero. Not
-    differentiable. Made on the host; an index on a CUDA device costs a copy of its points and another tree.
+    The gradient g fits the differences to the k nearest in least squares with one more row, (count - 1) g . normal = 0,
+    and is then projected onto the plane: Park, Zhou and Koltun (ICCV 2017) as Open3D 0.20 computes it, without their
+    projection of the neighbours, which changes terms of second order. It is zero with fewer than 4 neighbours, the
+    point itself included; along a line of neighbours only the slope along the line is known. Not differentiable.
+    Made on the host; an index on a CUDA device costs a copy of its points and another tree.
 
     Args:
         index: over the points (N, 3).

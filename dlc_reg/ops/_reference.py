@@ -74,17 +74,17 @@ def intensity_gradients(
 ) -> Tensor:
     """Intensities (N, 1) and their gradients along the tangent planes, (N, 4); zero for fewer than 4 neighbours.
 
-    Least squares with one more row, (count - 1) normal . g = 0, as Open3D 0.20 writes it.
+    Least squares with one more row, (count - 1) normal . g = 0, the answer projected: so does Open3D 0.20.
     """
     _, indices = knn(points, points, k, max_distance)
     found = (indices >= 0)[..., None]
     ways = (points[indices.clamp(min=0)] - points[:, None]) * found
-    ways = ways - (ways @ normals[..., None]) * normals[:, None]
     changes = (intensities[indices.clamp(min=0)] - intensities[:, None]) * found
     count = found.sum(dim=1, keepdim=True)
     system = torch.cat([ways, (count - 1) * normals[:, None]], dim=1)
     right = torch.cat([changes, torch.zeros_like(changes[:, :1])], dim=1)
     gradients = (torch.linalg.pinv(system) @ right)[..., 0]
+    gradients = gradients - (gradients * normals).sum(dim=1, keepdim=True) * normals
     return torch.cat([intensities, gradients * (count[:, 0] >= 4)], dim=1)
 
 

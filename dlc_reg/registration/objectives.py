@@ -77,10 +77,7 @@ class Pair:
         source, target = objective.complete(source), objective.complete(target)
         for name, cloud in (("source", source), ("target", target)):
             for what in sorted(objective.needs_of(name)):
-                if getattr(cloud, what) is None:
-                    given = f"a cloud of {len(cloud)} points without {what}"
-                    remedy = "" if what == "colors" else ": see PointCloud.with_normals()"
-                    raise InputError(name, given, f"{what}, which {type(objective).__name__} requires{remedy}")
+                objective.require(what, name, cloud)
         order = ops.morton_order(source.points, num_threads=num_threads)
         index = target.search_index(num_threads) if index is None else index
         return Pair(
@@ -200,6 +197,13 @@ class Objective:
     def needs_of(self, cloud: str) -> set[str]:
         """Which of "normals", "covariances" and "colors" the cloud "source" or "target" must have."""
         return {what for name, what in (need.split("_") for need in self.needs) if name == cloud}
+
+    def require(self, what: str, name: str, cloud: PointCloud) -> None:
+        """Raises `InputError` about the argument `name` where the cloud has no normals, covariances or colors."""
+        if getattr(cloud, what) is None:
+            given = f"a cloud of {len(cloud)} points without {what}"
+            remedy = "" if what == "colors" else ": see PointCloud.with_normals()"
+            raise InputError(name, given, f"{what}, which {type(self).__name__} requires{remedy}")
 
     def complete(self, cloud: PointCloud) -> PointCloud:
         """The cloud with what can be derived for this objective from what it has."""
