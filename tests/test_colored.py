@@ -72,7 +72,7 @@ def test_register_reads_the_colours_of_files(tmp_path, ending):
     found = dlc_reg.register(*paths, method="colored")
     assert apart(found.transformation, truth) < NEAR
     assert apart(dlc_reg.register(*paths, method="point_to_plane").transformation, truth) > 0.03
-    assert found.settings["method"] == "colored"
+    assert found.settings["method"] == "colored" and found.settings["lambda_geometric"] == 0.968
 
 
 # --- what it is made of -----------------------------------------------------------------------------------------------
@@ -180,6 +180,16 @@ def test_light_on_both_clouds_does_not_matter_but_on_one_it_does():
     lighter = [c.attach(colors=c.colors + 0.25) for c in (source, target)]
     assert apart(register(*lighter).transformation, plain) < 1e-5
     assert apart(register(lighter[0], target).transformation, plain) > 1e-3
+
+
+def test_far_from_the_origin_the_answer_is_the_same():
+    (p, p_colors), (q, q_colors) = surface("plane", 2500, 0), surface("plane", 2000, 1)
+    p, place = move(np.linalg.inv(slide("plane")), p), np.array([4e5, -5.8e6, 1e7])
+    found, near = (
+        register(cloud(p + shift, p_colors), cloud(q + shift, q_colors)).transformation for shift in (place, 0 * place)
+    )
+    back = move(found, p + place) - place
+    np.testing.assert_allclose(back, move(near, p), atol=1e-6)
 
 
 def test_only_the_mean_of_the_channels_counts():

@@ -67,8 +67,8 @@ void bind_search(nb::module_& module) {
       "intensity_gradients",
       [](const dlc::KdTree& tree, Address intensities, Address normals, int k, float max_distance,
          Address intensities_and_gradients, int num_threads) {
-        dlc::intensity_gradients(tree, pointer<const float>(intensities), pointer<const float>(normals), k, max_distance,
-                                 pointer<float>(intensities_and_gradients), num_threads);
+        dlc::intensity_gradients(tree, pointer<const float>(intensities), pointer<const float>(normals), k,
+                                 max_distance, pointer<float>(intensities_and_gradients), num_threads);
       },
       "tree"_a, "intensities"_a, "normals"_a, "k"_a, "max_distance"_a, "intensities_and_gradients"_a, "num_threads"_a,
       Unlocked());

@@ -110,9 +110,9 @@ DLC_HD void add_point_to_plane(Kernel kernel, double k, const Real p[3], const R
   add_robust_row(kernel, k, p, normal, dot(d, normal), sums);
 }
 
-// sqrt(share) (p - q) . n and sqrt(1 - share) (source - target intensity at p projected onto the tangent plane), the latter
-// to first order: target = its intensity at q and the gradient, which lies in that plane (Park, Zhou, Koltun, ICCV 2017;
-// `share` is their lambda, of geometry). The kernel weighs the two rows one by one.
+// sqrt(share) (p - q) . n and sqrt(1 - share) (source - target intensity at p projected onto the tangent plane), the
+// latter to first order: `target` is its intensity at q and the gradient, which lies in that plane (Park, Zhou, Koltun,
+// ICCV 2017; `share` is their lambda, of geometry). The kernel weighs the two rows one by one.
 template <class Real>
 DLC_HD void add_colored(Kernel kernel, double k, double share, const Real p[3], const Real q[3], const Real normal[3],
                         const Real& source, const Real target[4], Real* sums) {

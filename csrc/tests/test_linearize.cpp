@@ -16,7 +16,8 @@
 namespace {
 
 struct Cloud {
-  explicit Cloud(int64_t n, unsigned seed) : points(3 * n), normals(3 * n), covariances(6 * n), intensities(n), gradients(4 * n) {
+  explicit Cloud(int64_t n, unsigned seed)
+      : points(3 * n), normals(3 * n), covariances(6 * n), intensities(n), gradients(4 * n) {
     std::mt19937 generator(seed);
     std::normal_distribution<float> distribution;
     for (float& x : points) x = distribution(generator);
@@ -153,8 +154,8 @@ void test_generalized_roads() {
   for (int i = 0; i < dlc::kSums; ++i) CHECK(std::fabs(direct[i] - rows[i]) < 1e-12 * (direct[0] + direct[20]));
 }
 
-// The gradient is that of the cost where the Jacobian neglects nothing: point-to-plane, colored, and generalized with target
-// covariances only in the way (the source's are isotropic, so they do not turn).
+// The gradient is that of the cost where the Jacobian neglects nothing: point-to-plane, colored, and generalized with
+// target covariances only in the way (the source's are isotropic, so they do not turn).
 void test_gradient() {
   Fixture f;
   for (int64_t i = 0; i < kSource; ++i)

@@ -137,6 +137,7 @@ def icp_pair(
             "objective": objective.kind,
             "kernel": objective.kernel,
             "kernel_parameter": objective.kernel_parameter,
+            **objective.parameters(),
             "max_correspondence_distance": pair.max_distance,
             "convergence_fitness": convergence.fitness,
             "convergence_rmse": convergence.rmse,
