@@ -41,6 +41,15 @@ def normals(
     covariances: int,
     num_threads: int,
 ) -> None: ...
+def intensity_gradients(
+    tree: KdTree,
+    intensities: int,
+    normals: int,
+    k: int,
+    max_distance: float,
+    intensities_and_gradients: int,
+    num_threads: int,
+) -> None: ...
 def normals_of_rows(
     points: int, m: int, rows: int, batch: int, n: int, k: int, normals: int, num_threads: int
 ) -> None: ...
@@ -70,6 +79,9 @@ def linearize(
     target: int,
     target_normals: int,
     target_covariances: int,
+    source_intensities: int,
+    target_intensities: int,
+    lambda_geometric: float,
     transform: int,
     max_distance: float,
     kernel: int,
@@ -302,6 +314,9 @@ def cuda_linearize(
     target: int,
     target_normals: int,
     target_covariances: int,
+    source_intensities: int,
+    target_intensities: int,
+    lambda_geometric: float,
     host_transform: int,
     transform: int,
     max_distance: float,

@@ -23,7 +23,7 @@ from dlc_reg.registration import verification
 from dlc_reg.registration.global_search import Candidates, GlobalSearch, working_voxel_size
 from dlc_reg.registration.icp import coarse_to_fine
 from dlc_reg.registration.learned.apply import estimate, shipped
-from dlc_reg.registration.objectives import Generalized, Objective, PointToPlane, PointToPoint, Symmetric
+from dlc_reg.registration.objectives import Colored, Generalized, Objective, PointToPlane, PointToPoint, Symmetric
 from dlc_reg.registration.result import RegistrationResult, Verdict
 
 __all__ = ["RegistrationResult", "Verdict", "register"]
@@ -33,6 +33,7 @@ OBJECTIVES: dict[str, Objective] = {
     "point_to_plane": PointToPlane(),
     "symmetric": Symmetric(),
     "generalized": Generalized(),
+    "colored": Colored(),
 }
 METHODS = ("auto", "global", "learned", *OBJECTIVES)
 MIN_CELLS, MAX_CELLS = 3, 500_000  # voxels across a cloud

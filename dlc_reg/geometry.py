@@ -132,6 +132,11 @@ class PointCloud:
         known = [k for k in ("normals", "covariances", "colors", "viewpoint") if getattr(self, k) is not None]
         return f"PointCloud({self.name}: {len(self)} points{''.join(', ' + k for k in known)})"
 
+    @property
+    def intensities(self) -> Tensor | None:
+        """(N, 1) float32: the means of red, green and blue, or None."""
+        return None if self.colors is None else self.colors.mean(dim=1, keepdim=True)
+
     @cached_property
     def extent(self) -> float:
         """The diagonal of the bounding box."""

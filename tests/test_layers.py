@@ -43,7 +43,7 @@ OWNERS = {
 }  # fmt: skip
 ORDERED = {
     "registration": [
-        "result", "freedom", "objectives", "icp", "global_search", "verification", "assignment", "learned",
+        "result", "freedom", "steps", "objectives", "icp", "global_search", "verification", "assignment", "learned",
     ]
 }  # fmt: skip
 ALLOWED = {("cli", "report"), ("t", "pipelines"), ("training", "evaluation")}  # among siblings

@@ -19,12 +19,9 @@ from dlc_reg.registration.objectives import (
     PointToPlane,
     PointToPoint,
     Symmetric,
-    euler_motion,
-    fit_similarity,
     plane_covariances,
-    point_information,
-    solve_least,
 )
+from dlc_reg.registration.steps import euler_motion, fit_similarity, point_information, solve_least
 
 OBJECTIVES = [PointToPoint(), PointToPlane(), Symmetric(), Generalized()]
 

@@ -171,6 +171,7 @@ def test_linearisations_are_the_hosts(device: torch.device, kind: str, kernel: s
         data[f"{side}_normals"], data[f"{side}_covariances"] = (
             host(f"estimate_{what}", points)[0] for what in ("normals", "covariances")
         )
+    data |= {"source_intensities": torch.rand(700, 1), "target_intensities": torch.rand(600, 4)}
     answers = []
     for place in (device, None):
         with pytest.MonkeyPatch.context() as patch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -89,9 +90,7 @@ def test_gradients_of_an_indexs_distances_are_the_twins(device: torch.device, by
     torch.testing.assert_close(found.cpu().double(), expected, rtol=1e-4, atol=1e-6)
 
 
-def scene(
-    device: torch.device, kind: str, kernel: str, **options: object
-) -> tuple[ops.Linearization, dict[str, Tensor]]:
+def scene(device: torch.device, kind: str, kernel: str, **options: object) -> tuple[ops.Linearization, dict[str, Any]]:
     """What the device makes of two clouds, and the corresponding pairs in float64 as the twin takes them."""
     source, target = cloud(500, 19), cloud(600, 20)
     turn = POSE[:3, :3]
@@ -101,6 +100,7 @@ def scene(
             host(f"estimate_{what}", points)[0] for what in ("normals", "covariances")
         )
         data[f"{side}_covariances"] += 1e-4 * torch.eye(3)
+    data |= {"source_intensities": torch.rand(500, 1), "target_intensities": torch.rand(600, 4)}
     there = {name: x.to(device) for name, x in data.items()}
     found = ops.linearize(
         kind, source.to(device), ops.SearchIndex(target.to(device)), POSE, max_distance=0.1, kernel=kernel,
@@ -109,11 +109,13 @@ def scene(
     indices = found.indices.cpu()
     rows = indices >= 0
     at = indices[rows]
-    pairs = {"p": source.double()[rows] @ turn.T + POSE[:3, 3], "q": target.double()[at]}
-    if kind in ("symmetric", "point_to_plane"):
+    pairs: dict[str, Any] = {"p": source.double()[rows] @ turn.T + POSE[:3, 3], "q": target.double()[at]}
+    if kind in ("symmetric", "point_to_plane", "colored"):
         pairs["target_normals"] = data["target_normals"].double()[at]
     if kind == "symmetric":
         pairs["source_normals"] = data["source_normals"].double()[rows] @ turn.T
+    if kind == "colored":
+        pairs["intensities"] = (data["source_intensities"].double()[rows], data["target_intensities"].double()[at])
     if kind == "generalized":
         pairs["covariances"] = (
             data["target_covariances"].double()[at] + turn @ data["source_covariances"].double()[rows] @ turn.T
@@ -186,6 +188,7 @@ def test_no_points_linearise_to_zero(device: torch.device, kind: str) -> None:
     target = cloud(50, 22).to(device)
     data = {f"{side}_normals": torch.zeros(n, 3, device=device) for side, n in (("source", 0), ("target", 50))}
     data |= {f"{side}_covariances": torch.zeros(n, 6, device=device) for side, n in (("source", 0), ("target", 50))}
+    data |= {"source_intensities": target[:0, :1], "target_intensities": torch.zeros(50, 4, device=device)}
     for given in (None, torch.empty(0, dtype=torch.int64, device=device)):
         found = ops.linearize(
             kind, target[:0], ops.SearchIndex(target), POSE, max_distance=0.1, correspondences=given, **data

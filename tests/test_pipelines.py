@@ -354,13 +354,14 @@ def test_a_result_prints_and_converts_as_open3ds():
 
 
 def test_names_that_are_missing_say_so():
-    with pytest.raises(AttributeError, match=r"has no 'registration_colored_icp' \(yet\); it has: .*registration_icp"):
-        reg.registration_colored_icp  # noqa: B018
+    with pytest.raises(AttributeError, match=r"has no 'global_optimization' \(yet\); it has: .*registration_icp"):
+        reg.global_optimization  # noqa: B018
     assert set(reg.__all__) <= set(dir(reg))
 
 
 def test_signatures():
     expected = {
+        reg.registration_colored_icp: "source target max_correspondence_distance init estimation_method criteria",
         reg.registration_icp: "source target max_correspondence_distance init estimation_method criteria",
         reg.registration_generalized_icp: "source target max_correspondence_distance init estimation_method criteria",
         reg.evaluate_registration: "source target max_correspondence_distance transformation",

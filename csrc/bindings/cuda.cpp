@@ -96,14 +96,16 @@ void bind_registration(nb::module_& module) {
   module.def("cuda_linearize_partials", &cuda::linearize_partials);
   module.def("cuda_linearize", [](int device, Address stream, int kind, Address source, Address source_normals,
                                   Address source_covariances, int64_t n, Address memory, int64_t m, Address target,
-                                  Address target_normals, Address target_covariances, Address host_transform,
+                                  Address target_normals, Address target_covariances, Address source_intensities,
+                                  Address target_intensities, double lambda_geometric, Address host_transform,
                                   Address transform, float max_distance, int kernel, double kernel_parameter,
                                   Address indices, Address distances, Address partials, Address finished,
                                   Address sums) {
     cuda::DeviceLinearizeProblem problem{
         static_cast<dlc::Kind>(kind),
         {pointer<float>(source), pointer<float>(source_normals), pointer<float>(source_covariances),
-         pointer<float>(target), pointer<float>(target_normals), pointer<float>(target_covariances)},
+         pointer<float>(target), pointer<float>(target_normals), pointer<float>(target_covariances),
+         pointer<float>(source_intensities), pointer<float>(target_intensities), lambda_geometric},
         n,
         tree(memory, m),
         {},

@@ -14,7 +14,8 @@ void bind_linearize(nb::module_& module) {
   module.def("search_memory_bytes", &dlc::SearchMemory::bytes);
   module.def("linearize", [](int kind, Address source, Address source_normals, Address source_covariances, int64_t n,
                              const dlc::KdTree& tree, Address target, Address target_normals,
-                             Address target_covariances, Address transform, float max_distance, int kernel,
+                             Address target_covariances, Address source_intensities, Address target_intensities,
+                             double lambda_geometric, Address transform, float max_distance, int kernel,
                              double kernel_parameter, bool search, Address indices, Address distances, Address memory,
                              Address sums, int num_threads) {
     nb::gil_scoped_release release;
@@ -35,7 +36,10 @@ void bind_linearize(nb::module_& module) {
                                         kernel_parameter,
                                         pointer<int64_t>(indices),
                                         pointer<float>(distances),
-                                        remembered ? &*remembered : nullptr};
+                                        remembered ? &*remembered : nullptr,
+                                        pointer<float>(source_intensities),
+                                        pointer<float>(target_intensities),
+                                        lambda_geometric};
     dlc::linearize(problem, pointer<double>(sums), num_threads);
   });
 }

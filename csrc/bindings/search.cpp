@@ -2,6 +2,7 @@
 
 #include <new>
 
+#include "core/intensities.hpp"
 #include "core/kdtree.hpp"
 #include "core/morton.hpp"
 #include "core/normals.hpp"
@@ -62,6 +63,15 @@ void bind_search(nb::module_& module) {
                      pointer<float>(covariances), num_threads);
       },
       "tree"_a, "points"_a, "n"_a, "k"_a, "max_distance"_a, "normals"_a, "covariances"_a, "num_threads"_a, Unlocked());
+  module.def(
+      "intensity_gradients",
+      [](const dlc::KdTree& tree, Address intensities, Address normals, int k, float max_distance,
+         Address intensities_and_gradients, int num_threads) {
+        dlc::intensity_gradients(tree, pointer<const float>(intensities), pointer<const float>(normals), k,
+                                 max_distance, pointer<float>(intensities_and_gradients), num_threads);
+      },
+      "tree"_a, "intensities"_a, "normals"_a, "k"_a, "max_distance"_a, "intensities_and_gradients"_a, "num_threads"_a,
+      Unlocked());
   module.def(
       "normals_of_rows",
       [](Address points, int64_t m, Address rows, int64_t batch, int64_t n, int k, Address normals, int num_threads) {

@@ -31,6 +31,9 @@ struct CorrespondingClouds {  // what a kind does not use may be null
   const float* target;              // (m, 3)
   const float* target_normals;      // (m, 3)
   const float* target_covariances;  // (m, 6)
+  const float* source_intensities = nullptr;  // (n)
+  const float* target_intensities = nullptr;  // (m, 4): intensity, and its gradient along the surface
+  double lambda_geometric = 1.0;              // share of the geometric residual, of the colored kind
 };
 
 DLC_HD void widen(const float* from, int n, double* to) {
@@ -61,6 +64,12 @@ DLC_HD double add_correspondence(const CorrespondingClouds& clouds, const Pose& 
     pose.rotate(clouds.source_normals + 3 * i, source_normal);
     widen(clouds.target_normals + 3 * j, 3, target_normal);
     add_symmetric(kernel, parameter, p, q, source_normal, target_normal, sums);
+  } else if constexpr (kind == Kind::kColored) {
+    double normal[3], intensities[4];
+    widen(clouds.target_normals + 3 * j, 3, normal);
+    widen(clouds.target_intensities + 4 * j, 4, intensities);
+    const double source_intensity = clouds.source_intensities[i];
+    add_colored(kernel, parameter, clouds.lambda_geometric, p, q, normal, source_intensity, intensities, sums);
   } else {
     double source_covariance[6], covariance[6];
     widen(clouds.source_covariances + 6 * i, 6, source_covariance);

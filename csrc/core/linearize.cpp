@@ -94,6 +94,13 @@ bool add_four(const CorrespondingClouds& clouds, const Pose& pose, const Waiting
       add_point_to_plane(Kernel::kL2, 1.0, p, q, normal, sums);
     }
   }
+  if constexpr (kind == Kind::kColored) {
+    Lanes normal[3], source[1], target[4];
+    gather<3>(clouds.target_normals, four.j, normal);
+    gather<1>(clouds.source_intensities, four.i, source);
+    gather<4>(clouds.target_intensities, four.j, target);
+    add_colored(Kernel::kL2, 1.0, clouds.lambda_geometric, p, q, normal, source[0], target, sums);
+  }
   for (int a = 0; a < 3; ++a) {
     sums[kSourceSum + a] += p[a];
     sums[kTargetSum + a] += q[a];
@@ -113,8 +120,15 @@ Sums accumulate(const LinearizeProblem& problem, const Pose& pose, float limit, 
   const Kernel kernel = robust ? problem.kernel : Kernel::kL2;
   const double parameter = problem.kernel_parameter;
   float* const distances = problem.tree ? nullptr : problem.distances;
-  const CorrespondingClouds clouds{problem.source, problem.source_normals, problem.source_covariances,
-                                   problem.target, problem.target_normals, problem.target_covariances};
+  const CorrespondingClouds clouds{problem.source,
+                                   problem.source_normals,
+                                   problem.source_covariances,
+                                   problem.target,
+                                   problem.target_normals,
+                                   problem.target_covariances,
+                                   problem.source_intensities,
+                                   problem.target_intensities,
+                                   problem.lambda_geometric};
   const auto one_by_one = [&] {
     for (int w = 0; w < waiting.count; ++w) {
       const double distance2 =
@@ -184,6 +198,7 @@ void linearize(const LinearizeProblem& problem, double* sums, int num_threads) {
     case Kind::kPointToPlane: total = reduce<Kind::kPointToPlane>(problem, num_threads); break;
     case Kind::kSymmetric: total = reduce<Kind::kSymmetric>(problem, num_threads); break;
     case Kind::kGeneralized: total = reduce<Kind::kGeneralized>(problem, num_threads); break;
+    case Kind::kColored: total = reduce<Kind::kColored>(problem, num_threads); break;
   }
   std::copy(total.values, total.values + kSums, sums);
 }

@@ -26,6 +26,10 @@ struct LinearizeProblem {
   int64_t* indices;  // (n), -1 = none. With a tree: output or null
   float* distances;  // (n), inf = none: output or null
   const SearchMemory* memory = nullptr;  // or null
+  // Of the colored kind:
+  const float* source_intensities = nullptr;  // (n)
+  const float* target_intensities = nullptr;  // (m, 4): intensity, and its gradient along the surface
+  double lambda_geometric = 1.0;              // 0 to 1, share of the geometric residual
 };
 
 // sums: (kSums), see residuals.hpp. Points are float32, everything else is double; the sums are bit-identical for any

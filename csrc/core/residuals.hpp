@@ -6,7 +6,7 @@
 
 namespace dlc {
 
-enum class Kind { kPointToPoint = 0, kPointToPlane = 1, kSymmetric = 2, kGeneralized = 3 };
+enum class Kind { kPointToPoint = 0, kPointToPlane = 1, kSymmetric = 2, kGeneralized = 3, kColored = 4 };
 enum class Kernel { kL2 = 0, kL1 = 1, kHuber = 2, kCauchy = 3, kGemanMcClure = 4, kTukey = 5 };
 
 // Layout of the sums. Point-to-point replaces the normal equations by moments: [0] sum w, [1:4] sum w p, [4:7] sum w q,
@@ -108,6 +108,23 @@ DLC_HD void add_point_to_plane(Kernel kernel, double k, const Real p[3], const R
                                Real* sums) {
   const Real d[3] = {p[0] - q[0], p[1] - q[1], p[2] - q[2]};
   add_robust_row(kernel, k, p, normal, dot(d, normal), sums);
+}
+
+// sqrt(share) (p - q) . n and sqrt(1 - share) (source - target intensity at p projected onto the tangent plane), the
+// latter to first order: `target` is its intensity at q and the gradient, which lies in that plane (Park, Zhou, Koltun,
+// ICCV 2017; `share` is their lambda, of geometry). The kernel weighs the two rows one by one.
+template <class Real>
+DLC_HD void add_colored(Kernel kernel, double k, double share, const Real p[3], const Real q[3], const Real normal[3],
+                        const Real& source, const Real target[4], Real* sums) {
+  const double geometric = std::sqrt(share), photometric = std::sqrt(1.0 - share);
+  Real d[3], across[3], along[3];
+  for (int i = 0; i < 3; ++i) {
+    d[i] = p[i] - q[i];
+    across[i] = geometric * normal[i];
+    along[i] = -photometric * target[1 + i];
+  }
+  add_robust_row(kernel, k, p, across, dot(d, across), sums);
+  add_robust_row(kernel, k, p, along, photometric * (source - target[0]) + dot(d, along), sums);
 }
 
 // r = (p - q) . (n_target + n_source), the source normal turned to the target's side (Rusinkiewicz, SIGGRAPH 2019).

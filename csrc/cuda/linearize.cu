@@ -128,6 +128,7 @@ void linearize(Call call, const DeviceLinearizeProblem& problem, double* partial
     case Kind::kPointToPlane: return run<Kind::kPointToPlane>(call, a);
     case Kind::kSymmetric: return run<Kind::kSymmetric>(call, a);
     case Kind::kGeneralized: return run<Kind::kGeneralized>(call, a);
+    case Kind::kColored: return run<Kind::kColored>(call, a);
   }
 }
 

@@ -17,6 +17,10 @@ struct Clouds {
         tree(target.data(), m, 1), on_device(target) {
     measure(source, source_normals, source_covariances);
     measure(target, target_normals, target_covariances);
+    source_intensities = shapes::points("surface", n, seed + 2);  // (n) and (m, 4) numbers of any kind
+    source_intensities.resize(static_cast<std::size_t>(n));
+    target_intensities = shapes::points("surface", 2 * m, seed + 3);
+    target_intensities.resize(static_cast<std::size_t>(4 * m));
   }
   static void measure(const std::vector<float>& points, std::vector<float>& normals, std::vector<float>& covariances) {
     const std::size_t count = points.size() / 3;
@@ -25,6 +29,7 @@ struct Clouds {
                  covariances.data(), 1);
   }
   std::vector<float> source, target, source_normals, source_covariances, target_normals, target_covariances;
+  std::vector<float> source_intensities, target_intensities;
   dlc::KdTree tree;
   DeviceTree on_device;
 };
@@ -45,12 +50,15 @@ void check(const Clouds& c, dlc::Kind kind, dlc::Kernel kernel, float limit, boo
   Answer expected(n), found(n);
   if (!search)
     for (int64_t i = 0; i < n; ++i) expected.indices[i] = found.indices[i] = i % 3 ? i % c.tree.size() : -1;
-  const dlc::CorrespondingClouds clouds{c.source.data(), c.source_normals.data(), c.source_covariances.data(),
-                                        c.target.data(), c.target_normals.data(), c.target_covariances.data()};
+  const dlc::CorrespondingClouds clouds{
+      c.source.data(),         c.source_normals.data(),     c.source_covariances.data(),
+      c.target.data(),         c.target_normals.data(),     c.target_covariances.data(),
+      c.source_intensities.data(), c.target_intensities.data(), 0.8};
   const dlc::LinearizeProblem host{kind, clouds.source, clouds.source_normals, clouds.source_covariances, n,
                                    search ? &c.tree : nullptr, clouds.target, clouds.target_normals,
                                    clouds.target_covariances, pose, limit, kernel, 0.05, expected.indices.data(),
-                                   expected.distances.data()};
+                                   expected.distances.data(), nullptr, clouds.source_intensities,
+                                   clouds.target_intensities, clouds.lambda_geometric};
   dlc::linearize(host, expected.sums, 1);
 
   device.kind = kind, device.clouds = clouds, device.n = n;
@@ -74,7 +82,7 @@ void check(const Clouds& c, dlc::Kind kind, dlc::Kernel kernel, float limit, boo
 
 int main() {
   const Clouds small(50, 30, 1), large(1500, 900, 2), huge(140000, 40, 3), none(0, 5, 4);
-  for (int kind = 0; kind < 4; ++kind) {
+  for (int kind = 0; kind < 5; ++kind) {
     for (int kernel = 0; kernel < 6; ++kernel)
       for (const Clouds* c : {&small, &large, &none})
         for (const bool search : {true, false})

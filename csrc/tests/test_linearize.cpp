@@ -16,7 +16,8 @@
 namespace {
 
 struct Cloud {
-  explicit Cloud(int64_t n, unsigned seed) : points(3 * n), normals(3 * n), covariances(6 * n) {
+  explicit Cloud(int64_t n, unsigned seed)
+      : points(3 * n), normals(3 * n), covariances(6 * n), intensities(n), gradients(4 * n) {
     std::mt19937 generator(seed);
     std::normal_distribution<float> distribution;
     for (float& x : points) x = distribution(generator);
@@ -27,9 +28,11 @@ struct Cloud {
       int at = 0;  // I + 0.3 v v^T
       for (int r = 0; r < 3; ++r)
         for (int c = r; c < 3; ++c) covariances[6 * i + at++] = (r == c) + 0.3f * v[r] * v[c];
+      intensities[i] = distribution(generator);
+      for (int a = 0; a < 4; ++a) gradients[4 * i + a] = distribution(generator);
     }
   }
-  std::vector<float> points, normals, covariances;
+  std::vector<float> points, normals, covariances, intensities, gradients;
 };
 
 constexpr int64_t kSource = 5000, kTarget = 4000;
@@ -52,7 +55,11 @@ struct Fixture {
             kernel,
             parameter,
             indices.data(),
-            nullptr};
+            nullptr,
+            nullptr,
+            source.intensities.data(),
+            target.gradients.data(),
+            0.7};
   }
 
   Cloud source, target;
@@ -62,7 +69,7 @@ struct Fixture {
 };
 
 constexpr dlc::Kind kKinds[] = {dlc::Kind::kPointToPoint, dlc::Kind::kPointToPlane, dlc::Kind::kSymmetric,
-                                dlc::Kind::kGeneralized};
+                                dlc::Kind::kGeneralized, dlc::Kind::kColored};
 constexpr dlc::Kernel kKernels[] = {dlc::Kernel::kL2,     dlc::Kernel::kL1,           dlc::Kernel::kHuber,
                                     dlc::Kernel::kCauchy, dlc::Kernel::kGemanMcClure, dlc::Kernel::kTukey};
 
@@ -104,8 +111,15 @@ void test_one_by_one() {
     problem.tree = nullptr;
     problem.distances = distances.data();
     dlc::linearize(problem, sums, 1);
-    const dlc::CorrespondingClouds clouds{problem.source, problem.source_normals, problem.source_covariances,
-                                          problem.target, problem.target_normals, problem.target_covariances};
+    const dlc::CorrespondingClouds clouds{problem.source,
+                                          problem.source_normals,
+                                          problem.source_covariances,
+                                          problem.target,
+                                          problem.target_normals,
+                                          problem.target_covariances,
+                                          problem.source_intensities,
+                                          problem.target_intensities,
+                                          problem.lambda_geometric};
     const dlc::Pose pose(f.transform);
     for (int64_t i = 0; i < kSource; ++i) {
       if (f.indices[i] < 0) {
@@ -123,6 +137,7 @@ void test_one_by_one() {
         case dlc::Kind::kPointToPlane: distance2 = add(KindOf<dlc::Kind::kPointToPlane>{}); break;
         case dlc::Kind::kSymmetric: distance2 = add(KindOf<dlc::Kind::kSymmetric>{}); break;
         case dlc::Kind::kGeneralized: distance2 = add(KindOf<dlc::Kind::kGeneralized>{}); break;
+        case dlc::Kind::kColored: distance2 = add(KindOf<dlc::Kind::kColored>{}); break;
       }
       CHECK(distances[i] == static_cast<float>(std::sqrt(distance2)));
     }
@@ -139,13 +154,13 @@ void test_generalized_roads() {
   for (int i = 0; i < dlc::kSums; ++i) CHECK(std::fabs(direct[i] - rows[i]) < 1e-12 * (direct[0] + direct[20]));
 }
 
-// The gradient is that of the cost where the Jacobian neglects nothing: point-to-plane, and generalized with target
-// covariances only in the way (the source's are isotropic, so they do not turn).
+// The gradient is that of the cost where the Jacobian neglects nothing: point-to-plane, colored, and generalized with
+// target covariances only in the way (the source's are isotropic, so they do not turn).
 void test_gradient() {
   Fixture f;
   for (int64_t i = 0; i < kSource; ++i)
     for (int a = 0; a < 6; ++a) f.source.covariances[6 * i + a] = a == 0 || a == 3 || a == 5 ? 0.5f : 0.0f;
-  for (dlc::Kind kind : {dlc::Kind::kPointToPlane, dlc::Kind::kGeneralized})
+  for (dlc::Kind kind : {dlc::Kind::kPointToPlane, dlc::Kind::kColored, dlc::Kind::kGeneralized})
     for (dlc::Kernel kernel : kKernels) {
       if (kernel == dlc::Kernel::kL1) continue;  // its kinks are not differentiable
       dlc::LinearizeProblem problem = f.problem(kind, kernel, 0.1);
@@ -172,6 +187,23 @@ void test_gradient() {
     }
 }
 
+// With all the weight on geometry colored ICP is point-to-plane; with none, colours alone count.
+void test_colored_shares() {
+  Fixture f;
+  double plane[dlc::kSums], colored[dlc::kSums];
+  dlc::linearize(f.problem(dlc::Kind::kPointToPlane, dlc::Kernel::kHuber, 0.1), plane, 1);
+  dlc::LinearizeProblem problem = f.problem(dlc::Kind::kColored, dlc::Kernel::kHuber, 0.1);
+  problem.lambda_geometric = 1.0;
+  dlc::linearize(problem, colored, 1);
+  for (int i = 0; i < dlc::kSums; ++i) CHECK(std::fabs(colored[i] - plane[i]) < 1e-12 * (plane[0] + plane[20]));
+  problem.lambda_geometric = 0.0;
+  dlc::linearize(problem, colored, 1);
+  std::fill(f.target.normals.begin(), f.target.normals.end(), 0.0f);
+  double bare[dlc::kSums];
+  dlc::linearize(problem, bare, 1);
+  CHECK(std::memcmp(bare, colored, sizeof bare) == 0 && bare[dlc::kCost] > 0.0);
+}
+
 void test_no_correspondences() {
   Fixture f;
   dlc::LinearizeProblem problem = f.problem(dlc::Kind::kPointToPlane, dlc::Kernel::kL2, 1.0);
@@ -192,6 +224,7 @@ int main() {
   test_one_by_one();
   test_generalized_roads();
   test_gradient();
+  test_colored_shares();
   test_no_correspondences();
   if (failures() == 0) std::puts("linearize: ok");
   return failures() != 0;

@@ -6,8 +6,8 @@ twin of each in plain torch.
 CUDA graphs can capture `knn`, `SearchIndex.knn`, `estimate_normals` and `estimate_covariances` for up to 64 neighbours,
 `knn_batch`, `neighbour_normals`, `morton_order`, `linearize`, `icp_batch` and `soft_assignment`; values are not checked
 there. They cannot capture `radius_search`, `SearchIndex.radius`, `voxel_groups` and `voxel_downsample`, whose answers
-are as long as the data makes them, nor what works on the host: `fpfh`, `nearest_features`, `mutual_matches`,
-`propose_poses`, `judge_poses` and `refine_poses`.
+are as long as the data makes them, nor what works on the host: `fpfh`, `intensity_gradients`,
+`nearest_features`, `mutual_matches`, `propose_poses`, `judge_poses` and `refine_poses`.
 """
 
 try:
@@ -38,6 +38,7 @@ from dlc_reg.ops._linearize import KERNELS, KINDS, Linearization, Moments, Searc
 from dlc_reg.ops._neighbourhoods import (
     estimate_covariances,
     estimate_normals,
+    intensity_gradients,
     morton_order,
     voxel_downsample,
     voxel_groups,
@@ -61,6 +62,7 @@ __all__ = [
     "fpfh",
     "has_kernels",
     "icp_batch",
+    "intensity_gradients",
     "judge_poses",
     "knn",
     "knn_batch",

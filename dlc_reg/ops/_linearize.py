@@ -16,7 +16,12 @@ from dlc_reg.ops import _cuda, _library, _validate
 from dlc_reg.ops._search import SearchIndex, index_over
 from dlc_reg.ops._validate import Array
 
-KINDS = {"point_to_point": 0, "point_to_plane": 1, "symmetric": 2, "generalized": 3}
+KINDS = {"point_to_point": 0, "point_to_plane": 1, "symmetric": 2, "generalized": 3, "colored": 4}
+_WITH_PLANES = ("point_to_plane", "symmetric", "colored")
+_DATA = (
+    "source_normals", "source_covariances", "target_normals", "target_covariances", "source_intensities",
+    "target_intensities",
+)  # fmt: skip
 KERNELS = {"l2": 0, "l1": 1, "huber": 2, "cauchy": 3, "gm": 4, "tukey": 5}
 
 _ROW, _COLUMN = torch.triu_indices(6, 6)
@@ -154,6 +159,9 @@ def linearize(
     source_covariances: Array | None = None,
     target_normals: Array | None = None,
     target_covariances: Array | None = None,
+    source_intensities: Array | None = None,
+    target_intensities: Array | None = None,
+    lambda_geometric: float = 0.968,
     correspondences: Array | None = None,
     memory: SearchMemory | None = None,
     num_threads: int | None = None,
@@ -165,14 +173,16 @@ def linearize(
     - "point_to_point": p - q, weighted by its length; gives moments for the closed form instead of normal equations;
     - "point_to_plane": (p - q) . n_target (Chen and Medioni, 1992);
     - "symmetric": (p - q) . (n_target +- R n_source), the sign that adds up (Rusinkiewicz, SIGGRAPH 2019);
-    - "generalized": (C_target + R C_source R^T)^(-1/2) (p - q) (Segal et al., RSS 2009).
+    - "generalized": (C_target + R C_source R^T)^(-1/2) (p - q) (Segal et al., RSS 2009);
+    - "colored": sqrt(l) (p - q) . n_target and sqrt(1 - l) (intensity of p - intensity of q - gradient . (p - q)), with
+      l = `lambda_geometric` and the gradient along the target's surface (Park, Zhou and Koltun, ICCV 2017).
 
     Definitions and robust weights are those of Open3D 0.20's legacy estimations. The derivative is along xi =
     (rotation, translation) about the target's origin, updating the transform on the left; that of normals and
     covariances is neglected, as everywhere. "symmetric" moves p by half of xi and q back by the other half.
 
     Args:
-        kind: one of the four above.
+        kind: one of the five above.
         source: (N, 3) float32 or float64 in its own frame, N >= 0. Quickest in Morton order.
         index: over the target's points (M, 3).
         transform: (4, 4), T_target_source.
@@ -181,6 +191,9 @@ def linearize(
         kernel_parameter: the kernel's scale k, in the residual's unit ("gm": its square, as in Open3D).
         source_normals, target_normals: (N, 3) and (M, 3) unit vectors, for the kinds that use them.
         source_covariances, target_covariances: (N, 6) and (M, 6), xx xy xz yy yz zz, or (N, 3, 3) and (M, 3, 3).
+        source_intensities: (N, 1), for "colored".
+        target_intensities: (M, 4), each with its gradient per unit of length: see `intensity_gradients`; for "colored".
+        lambda_geometric: 0 to 1, what geometry counts against colour, for "colored".
         correspondences: (N,) int64 indices of target points, -1 for none: used as they are, nothing is searched and
             `max_distance` does not apply.
         memory: of the calls before; the answer is the same without it.
@@ -196,7 +209,7 @@ def linearize(
     asked for inside.
 
     Raises:
-        InputError: wrong shapes, dtypes, devices or names, NaN or infinity, missing normals or covariances.
+        InputError: wrong shapes, dtypes, devices or names, NaN or infinity, missing normals, covariances, intensities.
     """
     kind_id = _validate.choice("kind", kind, KINDS)
     kernel_id = _validate.choice("kernel", kernel, KERNELS)
@@ -206,22 +219,25 @@ def linearize(
     _validate.same_device("source", p, "index", index.points)
     n, m = p.shape[0], index.points.shape[0]
     normals_of_source = _rows(kind, ("symmetric",), "source_normals", source_normals, 3, p, n)
-    normals_of_target = _rows(kind, ("point_to_plane", "symmetric"), "target_normals", target_normals, 3, p, m)
+    normals_of_target = _rows(kind, _WITH_PLANES, "target_normals", target_normals, 3, p, m)
     covariances_of_source = _rows(kind, ("generalized",), "source_covariances", source_covariances, 6, p, n)
     covariances_of_target = _rows(kind, ("generalized",), "target_covariances", target_covariances, 6, p, m)
+    intensities_of_source = _rows(kind, ("colored",), "source_intensities", source_intensities, 1, p, n)
+    intensities_of_target = _rows(kind, ("colored",), "target_intensities", target_intensities, 4, p, m)
+    share = _share(lambda_geometric)
     pose = _validate.matrix("transform", transform)
     matches = None if correspondences is None else _indices(correspondences, p, n)
     data = (normals_of_source, covariances_of_source, normals_of_target, covariances_of_target)
+    colors = (intensities_of_source, intensities_of_target)
     workers = _validate.threads(num_threads)
-    if _library.watched(p, pose, *data):
-        return Linearization(
-            kind, *linearize_op(p, index.points, pose, *data, matches, kind_id, limit, kernel_id, scale, workers)
-        )
-    answer = _linearize(p, index, memory, pose, *data, matches, kind_id, limit, kernel_id, scale, workers)
+    rest: tuple[Any, ...] = (matches, kind_id, limit, kernel_id, scale, workers, *colors, share)
+    if _library.watched(p, pose, *data, *colors):
+        return Linearization(kind, *linearize_op(p, index.points, pose, *data, *rest))
+    answer = _linearize(p, index, memory, pose, *data, *rest)
     if _validate.capturing(p):
         return Linearization(kind, *answer)
     sums = answer[0].cpu()
-    _check_sums(sums, p, *data)
+    _check_sums(sums, p, *data, *colors)
     return Linearization(kind, *answer, sums)
 
 
@@ -240,6 +256,9 @@ def _linearize(
     kernel: int,
     scale: float,
     num_threads: int,
+    source_intensities: Tensor | None = None,
+    target_intensities: Tensor | None = None,
+    lambda_geometric: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums, indices and distances, of arguments of the right shapes and dtypes."""
     p, n, m = _library.placed(source), source.shape[0], index.points.shape[0]
@@ -250,11 +269,13 @@ def _linearize(
         indices = _checked_indices(correspondences, m)
     distances = torch.empty(n, dtype=torch.float32, device=p.device)
     sums = torch.empty(_core.LINEARIZE_SUMS, dtype=torch.float64, device=p.device)
-    given = (source_normals, source_covariances, target_normals, target_covariances)
+    given = (
+        source_normals, source_covariances, target_normals, target_covariances, source_intensities, target_intensities
+    )  # fmt: skip
     rows = [None if x is None else _library.placed(x) for x in given]
     addresses = [0 if x is None else x.data_ptr() for x in rows]
     source_side = (p.data_ptr(), *addresses[:2], n)
-    target_side = (index.points.data_ptr(), *addresses[2:])
+    target_side = (index.points.data_ptr(), *addresses[2:], lambda_geometric)
     objective = (limit, kernel, scale)
     matches = (indices.data_ptr(), distances.data_ptr())
     arguments: tuple[Any, ...]
@@ -289,8 +310,7 @@ def _check_sums(sums: Tensor, source: Tensor, *data: Tensor | None) -> None:
     if math.isfinite(sum(sums.tolist())):
         return
     _validate.finite("source", _library.placed(source))
-    names = ("source_normals", "source_covariances", "target_normals", "target_covariances")
-    for argument, rows in zip(names, data, strict=True):
+    for argument, rows in zip(_DATA, data, strict=True):
         if rows is not None:
             _validate.finite(argument, _library.placed(rows))
 
@@ -299,7 +319,7 @@ def _linearize_points(source: Tensor, target: Tensor, transform: Tensor, *rest: 
     """For the dispatcher, which takes no index but the points of one."""
     sums, indices, distances = _linearize(source, index_over(target), None, transform, *rest)
     if not _validate.capturing(source):
-        _check_sums(sums.cpu(), source, *rest[:4])
+        _check_sums(sums.cpu(), source, *rest[:4], *(rest[10:12] or (None, None)))
     return sums, indices.clone() if rest[4] is not None else indices, distances
 
 
@@ -310,7 +330,8 @@ linearize_op = torch.library.custom_op(
     mutates_args=(),
     schema="(Tensor source, Tensor target, Tensor transform, Tensor? source_normals, Tensor? source_covariances,"
     " Tensor? target_normals, Tensor? target_covariances, Tensor? correspondences, int kind, float limit, int kernel,"
-    " float scale, int num_threads) -> (Tensor, Tensor, Tensor)",
+    " float scale, int num_threads, Tensor? source_intensities=None, Tensor? target_intensities=None,"
+    " float lambda_geometric=1.0) -> (Tensor, Tensor, Tensor)",
 )
 
 
@@ -334,6 +355,13 @@ def _rows(
     rows = _validate.rows(argument, value, width, n)
     _validate.same_device(argument, rows, "source", source)
     return rows
+
+
+def _share(value: float) -> float:
+    share = _validate.length("lambda_geometric", value)
+    if share > 1:
+        raise InputError("lambda_geometric", str(share), "a number from 0 to 1")
+    return share
 
 
 def _indices(value: Array, source: Tensor, n: int) -> Tensor:

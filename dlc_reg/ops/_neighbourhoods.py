@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any, overload
 
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
-from dlc_reg.ops import _library, _validate
+from dlc_reg import _core
+from dlc_reg.errors import InputError
+from dlc_reg.ops import _cuda, _library, _validate
 from dlc_reg.ops._search import SearchIndex
 from dlc_reg.ops._validate import Array, ArrayT
 
@@ -103,6 +106,48 @@ def estimate_covariances(
     """
     packed = _local_geometry(points, k, max_distance, num_threads)[1]
     return packed[:, _UNPACK].reshape(-1, 3, 3)
+
+
+def intensity_gradients(
+    index: SearchIndex,
+    intensities: Array,
+    normals: Array,
+    k: int = 30,
+    *,
+    max_distance: float | None = None,
+    num_threads: int | None = None,
+) -> Tensor:
+    """Each point's intensity and the gradient along its tangent plane: (N, 4) float32, per unit of length.
+
+    The gradient g fits the differences to the k nearest in least squares with one more row, (count - 1) g . normal = 0,
+    and is then projected onto the plane: Park, Zhou and Koltun (ICCV 2017) as Open3D 0.20 computes it, without their
+    projection of the neighbours, which changes terms of second order. It is zero with fewer than 4 neighbours, the
+    point itself included; along a line of neighbours only the slope along the line is known. Not differentiable.
+    Made on the host; an index on a CUDA device costs a copy of its points and another tree.
+
+    Args:
+        index: over the points (N, 3).
+        intensities, normals: (N, 1) and (N, 3), of the points; normals of any length and sign.
+        k: neighbours, at least 1, the point itself included.
+        max_distance: only neighbours strictly nearer than this, in the points' unit. None: all.
+
+    Raises:
+        InputError: wrong shapes or dtypes, NaN or infinity.
+    """
+    k, limit = _validate.count("k", k), _validate.limit("max_distance", max_distance)
+    workers = _validate.threads(num_threads)
+    if not isinstance(index, SearchIndex):
+        raise InputError("index", f"a {type(index).__name__}", "a SearchIndex")
+    values = _library.host("intensities", _validate.rows("intensities", intensities, 1, len(index)))
+    directions = _library.host("normals", _validate.rows("normals", normals, 3, len(index)))
+    tree = index.tree
+    if isinstance(tree, _cuda.Tree):
+        points = _library.unchecked(index.points)
+        tree = _core.KdTree(points.data_ptr(), len(points), workers)
+    found = torch.empty((len(index), 4), dtype=torch.float32)
+    addresses = (values.data_ptr(), directions.data_ptr())
+    _core.intensity_gradients(tree, *addresses, k, limit, found.data_ptr(), workers)
+    return found.to(index.points.device)
 
 
 _UNPACK = [0, 1, 2, 1, 3, 4, 2, 4, 5]

@@ -69,6 +69,25 @@ def estimate_normals(points: Tensor, k: int = 20, max_distance: float = float("i
     return torch.where(flat, normals.new_tensor([0.0, 0.0, 1.0]), normals * largest.sign())
 
 
+def intensity_gradients(
+    points: Tensor, intensities: Tensor, normals: Tensor, k: int = 30, max_distance: float = float("inf")
+) -> Tensor:
+    """Intensities (N, 1) and their gradients along the tangent planes, (N, 4); zero for fewer than 4 neighbours.
+
+    Least squares with one more row, (count - 1) normal . g = 0, the answer projected: so does Open3D 0.20.
+    """
+    _, indices = knn(points, points, k, max_distance)
+    found = (indices >= 0)[..., None]
+    ways = (points[indices.clamp(min=0)] - points[:, None]) * found
+    changes = (intensities[indices.clamp(min=0)] - intensities[:, None]) * found
+    count = found.sum(dim=1, keepdim=True)
+    system = torch.cat([ways, (count - 1) * normals[:, None]], dim=1)
+    right = torch.cat([changes, torch.zeros_like(changes[:, :1])], dim=1)
+    gradients = (torch.linalg.pinv(system) @ right)[..., 0]
+    gradients = gradients - (gradients * normals).sum(dim=1, keepdim=True) * normals
+    return torch.cat([intensities, gradients * (count[:, 0] >= 4)], dim=1)
+
+
 def robust_weight(kernel: str, k: float, r: Tensor) -> Tensor:
     """Weights rho'(r) / r of the kernels by Open3D's names and definitions."""
     size = r.abs()
@@ -115,11 +134,13 @@ def residuals(
     source_normals: Tensor | None = None,
     target_normals: Tensor | None = None,
     covariances: Tensor | None = None,
+    intensities: tuple[Tensor, Tensor] | None = None,
+    lambda_geometric: float = 0.968,
 ) -> Tensor:
     """Residuals (P, rows) of pairs p, q (P, 3) after a further left update xi (6,) = (rotation, translation).
 
     p, the source's normals and the summed `covariances` (P, 3, 3) are already turned into the target's frame and do not
-    follow xi, which is what linearisation neglects.
+    follow xi, which is what linearisation neglects. `intensities`: (P, 1) of p, and (P, 4) of q with the gradient.
     """
     hat = torch.zeros(3, 3, dtype=xi.dtype).index_put(
         (torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([1, 2, 0, 2, 0, 1])),
@@ -135,8 +156,14 @@ def residuals(
         inverse_root: Tensor = vectors @ torch.diag_embed(values.rsqrt()) @ vectors.mT
         return (inverse_root @ moved[..., None])[..., 0]
     assert target_normals is not None
+    across = (moved * target_normals).sum(dim=1, keepdim=True)
     if kind == "point_to_plane":
-        return (moved * target_normals).sum(dim=1, keepdim=True)
+        return across
+    if kind == "colored":
+        assert intensities is not None
+        of_source, of_target = intensities
+        shade = of_source - of_target[:, :1] - (moved * of_target[:, 1:]).sum(dim=1, keepdim=True)
+        return torch.cat([lambda_geometric**0.5 * across, (1.0 - lambda_geometric) ** 0.5 * shade], dim=1)
     assert source_normals is not None
     side = torch.where((source_normals * target_normals).sum(dim=1, keepdim=True) < 0, -1.0, 1.0)
     half: Tensor = torch.linalg.matrix_exp(0.5 * hat)
@@ -153,11 +180,14 @@ def normal_equations(
     source_normals: Tensor | None = None,
     target_normals: Tensor | None = None,
     covariances: Tensor | None = None,
+    intensities: tuple[Tensor, Tensor] | None = None,
+    lambda_geometric: float = 0.968,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Hessian (6, 6), gradient (6,) and cost () of the pairs, with Jacobians by automatic differentiation."""
 
     def residuals_at(xi: Tensor) -> Tensor:
-        return residuals(kind, xi, p, q, source_normals, target_normals, covariances).flatten()
+        given = (source_normals, target_normals, covariances, intensities, lambda_geometric)
+        return residuals(kind, xi, p, q, *given).flatten()
 
     zero = torch.zeros(6, dtype=p.dtype)
     r = residuals_at(zero)

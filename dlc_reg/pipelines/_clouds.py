@@ -23,11 +23,12 @@ FAR = 100.0  # extents from the origin beyond which rotations are about the clou
 
 @dataclass(frozen=True)
 class Cloud:
-    """`points` (N, 3), `normals` (N, 3) and `covariances` (N, 3, 3), all float64, as the caller has them."""
+    """`points`, `normals` and `colors` (N, 3) and `covariances` (N, 3, 3), all float64, as the caller has them."""
 
     points: Array
     normals: Array | None = None
     covariances: Array | None = None
+    colors: Array | None = None
 
 
 def read_cloud(cloud: Any, name: str) -> Cloud:
@@ -40,7 +41,7 @@ def read_cloud(cloud: Any, name: str) -> Cloud:
     if isinstance(cloud, PointCloud):
         return _from_point_cloud(cloud)
     if hasattr(cloud, "points") and hasattr(cloud, "covariances") and hasattr(cloud, "normals"):
-        return _from_arrays(cloud.points, cloud.normals, cloud.covariances)
+        return _from_arrays(cloud.points, cloud.normals, cloud.covariances, getattr(cloud, "colors", ()))
     if isinstance(cloud, (list, tuple)):
         cloud = np.asarray(cloud)
     if isinstance(cloud, torch.Tensor):
@@ -62,15 +63,15 @@ def _from_point_cloud(cloud: PointCloud) -> Cloud:
     if cloud.covariances is not None:
         covariances = cloud.covariances.double().cpu().numpy()[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].reshape(-1, 3, 3)
     normals = None if cloud.normals is None else cloud.normals.double().cpu().numpy()
-    return Cloud(np.asarray(cloud.to_absolute(), dtype=np.float64), normals, covariances)
+    colors = None if cloud.colors is None else cloud.colors.double().cpu().numpy()
+    return Cloud(np.asarray(cloud.to_absolute(), dtype=np.float64), normals, covariances, colors)
 
 
-def _from_arrays(points: Any, normals: Any, covariances: Any) -> Cloud:
+def _from_arrays(points: Any, *attributes: Any) -> Cloud:
     xyz = np.asarray(points, dtype=np.float64).reshape(-1, 3)
-    n, c = np.asarray(normals, dtype=np.float64), np.asarray(covariances, dtype=np.float64)
+    rows = [np.asarray(values, dtype=np.float64) for values in attributes]
     # Open3D: a cloud has normals when there are as many as points, and at least one
-    has_normals, has_covariances = len(n) == len(xyz) > 0, len(c) == len(xyz) > 0
-    return Cloud(xyz, n if has_normals else None, c if has_covariances else None)
+    return Cloud(xyz, *(values if len(values) == len(xyz) > 0 else None for values in rows))
 
 
 def read_correspondences(corres: Any, source_count: int, target_count: int) -> NDArray[np.int64]:
@@ -130,13 +131,12 @@ def drop_non_finite(source: Cloud) -> tuple[Cloud, NDArray[np.int64] | None]:
         stacklevel=4,
     )
     kept = np.flatnonzero(finite)
-    normals = None if source.normals is None else source.normals[kept]
-    covariances = None if source.covariances is None else source.covariances[kept]
-    return Cloud(source.points[kept], normals, covariances), kept
+    given = (source.normals, source.covariances, source.colors)
+    return Cloud(source.points[kept], *(None if values is None else values[kept] for values in given)), kept
 
 
 def check_finite(cloud: Cloud, name: str) -> None:
-    for what in ("points", "normals", "covariances"):
+    for what in ("points", "normals", "covariances", "colors"):
         values = getattr(cloud, what)
         if values is not None and not np.isfinite(values).all():
             count = int((~np.isfinite(values.reshape(len(values), -1)).all(axis=1)).sum())
@@ -180,6 +180,7 @@ def _to_local(cloud: Cloud, name: str) -> PointCloud:
         origin=origin,
         normals=None if cloud.normals is None else _tensor(cloud.normals),
         covariances=None if covariances is None else _tensor(covariances),
+        colors=None if cloud.colors is None else _tensor(cloud.colors),
         name=name,
     )
 

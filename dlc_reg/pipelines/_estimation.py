@@ -246,7 +246,7 @@ class TransformationEstimationPointToPlane(_KernelEstimation):
         return t.normals is not None
 
     def _complete(self, s: Cloud, t: Cloud) -> tuple[Cloud, Cloud]:
-        _require_normals("PointToPlane", "target", t)
+        _require("PointToPlane", "target", t, "normals")
         return s, t
 
 
@@ -265,8 +265,8 @@ class TransformationEstimationSymmetric(_KernelEstimation):
         return bool(self._complete(s, t))
 
     def _complete(self, s: Cloud, t: Cloud) -> tuple[Cloud, Cloud]:
-        _require_normals("Symmetric", "source", s)
-        _require_normals("Symmetric", "target", t)
+        _require("Symmetric", "source", s, "normals")
+        _require("Symmetric", "target", t, "normals")
         return s, t
 
 
@@ -342,14 +342,17 @@ class ICPConvergenceCriteria:
         )
 
 
-def _require_normals(method: str, name: str, cloud: Cloud) -> None:
-    if cloud.normals is None:
-        raise InputError(
-            name,
-            f"a cloud of {len(cloud.points)} points without normals",
+def _require(method: str, name: str, cloud: Cloud, what: str) -> None:
+    """Raises `InputError`, with Open3D's words in it, where a cloud lacks "normals" or "colors"."""
+    if getattr(cloud, what) is not None:
+        return
+    needed = f"{what}: {method} requires {name} pointcloud to have {what}"
+    if what == "normals":
+        needed = (
             f"normals, which {method} requires: call {name}.estimate_normals() on an Open3D cloud, "
-            f"or pass PointCloud.from_any({name}).with_normals()",
+            f"or pass PointCloud.from_any({name}).with_normals()"
         )
+    raise InputError(name, f"a cloud of {len(cloud.points)} points without {what}", needed)
 
 
 def _check_copy(kernel: RobustKernel, other: Any) -> None:

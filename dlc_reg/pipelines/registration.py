@@ -22,6 +22,7 @@ from dlc_reg.errors import InputError
 from dlc_reg.iterate import Status
 from dlc_reg.pipelines import _estimation
 from dlc_reg.pipelines._clouds import Cloud, check_finite, drop_non_finite, prepare_pair, read_cloud
+from dlc_reg.pipelines._colored import TransformationEstimationForColoredICP
 from dlc_reg.pipelines._estimation import (
     CauchyLoss,
     GMLoss,
@@ -40,7 +41,7 @@ from dlc_reg.pipelines._estimation import (
 )
 from dlc_reg.registration import result as _result
 from dlc_reg.registration.icp import Convergence, icp_pair
-from dlc_reg.registration.objectives import point_information
+from dlc_reg.registration.steps import point_information
 
 __all__ = [
     "CauchyLoss",
@@ -52,6 +53,7 @@ __all__ = [
     "RegistrationResult",
     "RobustKernel",
     "TransformationEstimation",
+    "TransformationEstimationForColoredICP",
     "TransformationEstimationForGeneralizedICP",
     "TransformationEstimationLearned",
     "TransformationEstimationPointToPlane",
@@ -60,6 +62,7 @@ __all__ = [
     "TukeyLoss",
     "evaluate_registration",
     "get_information_matrix_from_point_clouds",
+    "registration_colored_icp",
     "registration_generalized_icp",
     "registration_icp",
     "registration_symmetric_icp",
@@ -70,6 +73,7 @@ _IDENTITY = np.eye(4)
 _IDENTITY.setflags(write=False)
 _POINT_TO_POINT = TransformationEstimationPointToPoint()
 _SYMMETRIC = TransformationEstimationSymmetric()
+_COLORED = TransformationEstimationForColoredICP()
 _GENERALIZED = TransformationEstimationForGeneralizedICP()
 _CRITERIA = ICPConvergenceCriteria()
 
@@ -110,14 +114,14 @@ def registration_icp(
     """Iterative closest points from `init` (4, 4), T_target_source.
 
     Args:
-        source, target: clouds (see the module); normals and covariances are used where the method needs them.
+        source, target: clouds (see the module); normals, covariances and colours are used where the method needs them.
         max_correspondence_distance: pairs further apart are ignored, in the points' unit; inf is allowed.
         estimation_method: `TransformationEstimationPointToPoint()`, `...PointToPlane()`, ...
         criteria: when to stop.
         num_threads: None for all cores; Open3D has no such argument. The result does not depend on it.
 
     Raises:
-        InputError: distance <= 0, missing normals, non-finite target, non-finite init.
+        InputError: distance <= 0, missing normals or colours, non-finite target, non-finite init.
         TypeError: anything that is not a cloud, a 4x4 matrix, an estimation method or criteria.
     """
     estimation = _as_estimation(estimation_method)
@@ -133,6 +137,28 @@ def registration_icp(
     check_finite(s, "source")
     convergence = Convergence(criteria.relative_fitness, criteria.relative_rmse, max(0, criteria.max_iteration))
     return _run(s, t, kept, total, distance, start, estimation, convergence, num_threads)
+
+
+def registration_colored_icp(
+    source: Any,
+    target: Any,
+    max_correspondence_distance: float,
+    init: Any = _IDENTITY,
+    estimation_method: TransformationEstimationForColoredICP = _COLORED,
+    criteria: ICPConvergenceCriteria = _CRITERIA,
+    *,
+    num_threads: int | None = None,
+) -> RegistrationResult:
+    """Coloured ICP (Park, Zhou and Koltun, ICCV 2017); arguments and errors as `registration_icp`.
+
+    Both clouds need colours in [0, 1], the target normals too.
+    """
+    estimation = _as_estimation(estimation_method)
+    if not isinstance(estimation, TransformationEstimationForColoredICP):
+        raise TypeError(_wrong("estimation_method", estimation_method, "TransformationEstimationForColoredICP"))
+    return registration_icp(
+        source, target, max_correspondence_distance, init, estimation, criteria, num_threads=num_threads
+    )
 
 
 def registration_generalized_icp(
@@ -258,6 +284,8 @@ def _as_estimation(value: Any) -> TransformationEstimation:
             return TransformationEstimationPointToPlane(value.kernel)
         case "TransformationEstimationSymmetric":
             return TransformationEstimationSymmetric(value.kernel)
+        case "TransformationEstimationForColoredICP":
+            return TransformationEstimationForColoredICP(value.lambda_geometric, value.kernel)
         case "TransformationEstimationForGeneralizedICP":
             return TransformationEstimationForGeneralizedICP(value.epsilon, value.kernel)
     raise TypeError(_wrong("estimation_method", value, "a TransformationEstimation..."))

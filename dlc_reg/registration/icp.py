@@ -77,7 +77,7 @@ def icp(
     """Registers `source` to `target` from `T_init` (4, 4), T_target_source absolute; None is identity.
 
     Args:
-        objective: `PointToPoint()`, `PointToPlane()`, `Symmetric()` or `Generalized()`.
+        objective: `PointToPoint()`, `PointToPlane()`, `Symmetric()`, `Generalized()` or `Colored()`.
         max_distance: pairs further apart are ignored, in the points' unit; inf is allowed.
         convergence: when to stop; by default 30 iterations or changes below 1e-6 in fitness and in RMSE over extent.
         callback: as for `dlc_reg.iterate`.
@@ -90,7 +90,7 @@ def icp(
         the residual variance; None where a motion is free: `settings["free_motions"]` names it.
 
     Raises:
-        InputError: missing normals or covariances, bad distance or start.
+        InputError: missing normals, covariances or colors, bad distance or start.
     """
     if convergence is None:
         convergence = Convergence(rmse=1e-6 * target.extent)
@@ -137,6 +137,7 @@ def icp_pair(
             "objective": objective.kind,
             "kernel": objective.kernel,
             "kernel_parameter": objective.kernel_parameter,
+            **objective.parameters(),
             "max_correspondence_distance": pair.max_distance,
             "convergence_fitness": convergence.fitness,
             "convergence_rmse": convergence.rmse,
@@ -173,6 +174,9 @@ def coarse_to_fine(
     """
     counts = [iterations] * len(voxel_sizes) if isinstance(iterations, int) else list(iterations)
     _check_levels(voxel_sizes, max_distances, counts)
+    for name, cloud in (("source", source), ("target", target)):
+        if "colors" in objective.needs_of(name):
+            objective.require("colors", name, cloud)
     result = RegistrationResult(transformation=np.eye(4) if T_init is None else np.asarray(T_init, dtype=np.float64))
     history: list[Record] = []
     timings: dict[str, float] = {}
@@ -246,21 +250,24 @@ def uncertainty(
 
 
 def _free_motions(evaluation: Evaluation, information: Array) -> list[FreeMotion]:
-    """From the target's normals where it has any: point-to-point's own Hessian does not see that a plane slides."""
+    """From the target's normals where it has any: point-to-point's own Hessian does not see that a plane slides.
+
+    Where colours have a say, from the Hessian: they hold what the normals leave free.
+    """
     pair = evaluation.pair
-    if pair.target_normals is not None:
-        indices = evaluation.matched_targets()
-        indices = indices[:: max(1, len(indices) // _SAMPLES)]
-        points = pair.target.points.numpy()[indices].astype(np.float64) + pair.target_origin
-        return free_motions(points, pair.target_normals.numpy()[indices].astype(np.float64))
-    centre = evaluation.linearization.sums[33:36].numpy() / evaluation.count
+    indices = evaluation.matched_targets()
+    indices = indices[:: max(1, len(indices) // _SAMPLES)]
+    points = pair.target.points.numpy()[indices].astype(np.float64)
+    if pair.target_normals is not None and pair.target_intensities is None:
+        return free_motions(points + pair.target_origin, pair.target_normals.numpy()[indices].astype(np.float64))
+    centre = points.mean(axis=0)
+    # not from the curvatures, which say nothing about the size of a sphere
+    radius = float(np.sqrt(((points - centre) ** 2).sum(axis=1).mean())) or 1.0
     shift = np.eye(6)
     shift[3:, :3] = [[0.0, -centre[2], centre[1]], [centre[2], 0.0, -centre[0]], [-centre[1], centre[0], 0.0]]
     about_centre = shift.T @ information @ shift
-    moving = np.trace(about_centre[3:, 3:])
-    radius = float(np.sqrt(np.trace(about_centre[:3, :3]) / moving)) if moving > 0 else 0.0
-    scale = np.array([1.0 / radius] * 3 + [1.0] * 3) if radius > 0 else np.ones(6)
-    return describe_null_space(about_centre * scale * scale[:, None], centre + pair.target_origin, radius or 1.0)
+    scale = np.array([1.0 / radius] * 3 + [1.0] * 3)
+    return describe_null_space(about_centre * scale * scale[:, None], centre + pair.target_origin, radius)
 
 
 def _thinned(cloud: PointCloud, voxel: float, needs: set[str], num_threads: int | None) -> PointCloud:

@@ -20,11 +20,11 @@ from torch import Tensor
 from dlc_reg import ops
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud
+from dlc_reg.registration.steps import euler_motion, fit_similarity, point_information, solve_least
 
 Array = NDArray[np.float64]
 
 _UPPER = np.triu_indices(6)
-_RANK = 1e-12  # curvature, relative to the largest, below which a direction gets no update
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Pair:
     source_covariances: Tensor | None = None
     target_normals: Tensor | None = None
     target_covariances: Tensor | None = None
+    source_intensities: Tensor | None = None
+    target_intensities: Tensor | None = None
     correspondences: Tensor | None = None
     num_threads: int | None = None
     memory: ops.SearchMemory = field(default_factory=ops.SearchMemory, repr=False, compare=False)
@@ -66,24 +68,21 @@ class Pair:
     ) -> Pair:
         """Sorts the source; searches in the target's own index, or in `index`, made of `target.points` before.
 
-        `pivot`: the target's own origin by default. Raises `InputError` where the objective needs normals or
-        covariances that a cloud has not, and for a distance that is not positive (inf is allowed).
+        `pivot`: the target's own origin by default. Colour gradients are those of the
+        neighbours within 2 `max_distance`. Raises `InputError` where the objective needs normals, covariances or
+        colours that a cloud has not, and for a distance that is not positive (inf is allowed).
         """
         if not max_distance > 0:
             raise InputError("max_distance", f"{max_distance:g}", "a distance above 0")
         source, target = objective.complete(source), objective.complete(target)
         for name, cloud in (("source", source), ("target", target)):
             for what in sorted(objective.needs_of(name)):
-                if getattr(cloud, what) is None:
-                    raise InputError(
-                        name,
-                        f"a cloud of {len(cloud)} points without {what}",
-                        f"{what}, which {type(objective).__name__} requires: see PointCloud.with_normals()",
-                    )
+                objective.require(what, name, cloud)
         order = ops.morton_order(source.points, num_threads=num_threads)
+        index = target.search_index(num_threads) if index is None else index
         return Pair(
             source=source.points[order].contiguous(),
-            target=target.search_index(num_threads) if index is None else index,
+            target=index,
             max_distance=float(max_distance),
             source_origin=np.asarray(source.origin, dtype=np.float64),
             target_origin=np.asarray(target.origin, dtype=np.float64),
@@ -94,6 +93,10 @@ class Pair:
             source_covariances=_rows(source.covariances, order) if "source_covariances" in objective.needs else None,
             target_normals=target.normals,
             target_covariances=target.covariances,
+            source_intensities=_rows(source.intensities, order) if "source_colors" in objective.needs else None,
+            target_intensities=_textured(target, index, max_distance, num_threads)
+            if "target_colors" in objective.needs
+            else None,
             num_threads=num_threads,
         )
 
@@ -107,6 +110,7 @@ class Pair:
             source=self.source[rows].contiguous(),
             source_normals=_rows(self.source_normals, rows),
             source_covariances=_rows(self.source_covariances, rows),
+            source_intensities=_rows(self.source_intensities, rows),
             order=self.order[rows],
             correspondences=torch.from_numpy(np.ascontiguousarray(pairs[:, 1])),
         )
@@ -187,16 +191,27 @@ class Objective:
     kernel_parameter: float = 1.0
 
     kind: ClassVar[str]
-    needs: ClassVar[tuple[str, ...]] = ()  # which normals and covariances, "cloud_what"
+    needs: ClassVar[tuple[str, ...]] = ()  # which normals, covariances and colors, "cloud_what"
     rows: ClassVar[int]  # scalar residuals a correspondence
 
     def needs_of(self, cloud: str) -> set[str]:
-        """Which of "normals" and "covariances" the cloud "source" or "target" must have."""
+        """Which of "normals", "covariances" and "colors" the cloud "source" or "target" must have."""
         return {what for name, what in (need.split("_") for need in self.needs) if name == cloud}
+
+    def require(self, what: str, name: str, cloud: PointCloud) -> None:
+        """Raises `InputError` about the argument `name` where the cloud has no normals, covariances or colors."""
+        if getattr(cloud, what) is None:
+            given = f"a cloud of {len(cloud)} points without {what}"
+            remedy = "" if what == "colors" else ": see PointCloud.with_normals()"
+            raise InputError(name, given, f"{what}, which {type(self).__name__} requires{remedy}")
 
     def complete(self, cloud: PointCloud) -> PointCloud:
         """The cloud with what can be derived for this objective from what it has."""
         return cloud
+
+    def parameters(self) -> dict[str, float]:
+        """What `ops.linearize` has to know besides the kernel."""
+        return {}
 
     def evaluate(self, omega: Tensor, data: Pair) -> Evaluation:
         """Searches the nearest neighbours at `omega` and sums over them, in one pass."""
@@ -212,6 +227,9 @@ class Objective:
             source_covariances=data.source_covariances,
             target_normals=data.target_normals if "target_normals" in self.needs else None,
             target_covariances=data.target_covariances if "target_covariances" in self.needs else None,
+            source_intensities=data.source_intensities,
+            target_intensities=data.target_intensities,
+            **self.parameters(),
             correspondences=data.correspondences,
             memory=data.memory,
             num_threads=data.num_threads,
@@ -301,72 +319,30 @@ class Generalized(Objective):
         return cloud.attach(covariances=plane_covariances(cloud.normals, self.epsilon))
 
 
+@dataclass(frozen=True)
+class Colored(Objective):
+    """Point-to-plane and, to first order, the difference of intensities (Park, Zhou and Koltun, ICCV 2017).
+
+    r = sqrt(l) (p' - q) . n_target and sqrt(1 - l) (I_source - I_target - g . (p' - q)), with l = `lambda_geometric` in
+    [0, 1], I the mean of red, green and blue, and g its gradient along the target's surface. The kernel weighs the two
+    one by one. l weighs lengths against intensities: another unit of length needs another l, as in Open3D.
+    """
+
+    lambda_geometric: float = 0.968
+
+    kind = "colored"
+    needs = ("source_colors", "target_colors", "target_normals")
+    rows = 2
+
+    def parameters(self) -> dict[str, float]:
+        return {"lambda_geometric": self.lambda_geometric}
+
+
 def plane_covariances(normals: Tensor, epsilon: float) -> Tensor:
     """I - (1 - epsilon) n n^T for unit normals (N, 3): (N, 6), xx xy xz yy yz zz."""
     x, y, z = normals.unbind(dim=1)
     products = torch.stack([x * x, x * y, x * z, y * y, y * z, z * z], dim=1)
     return torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0, 1.0], dtype=torch.float32) - (1.0 - epsilon) * products
-
-
-def fit_similarity(moments: Array, *, with_scaling: bool) -> Array:
-    """T (4, 4) that minimises sum w |T p - q|^2, from the moments of `ops.linearize("point_to_point", ...)`.
-
-    Umeyama, PAMI 1991. A scale that the points don't determine (one point) is 1.
-    """
-    weight, mean_p, mean_q = moments[0], moments[1:4] / moments[0], moments[4:7] / moments[0]
-    covariance = moments[7:16].reshape(3, 3) / weight - np.outer(mean_q, mean_p)
-    u, singular, vt = np.linalg.svd(covariance)
-    sign = np.array([1.0, 1.0, np.sign(np.linalg.det(u) * np.linalg.det(vt))])
-    rotation = (u * sign) @ vt
-    scale = 1.0
-    if with_scaling:
-        variance = moments[16] / weight - mean_p @ mean_p
-        # below this the variance is rounding of its own two terms
-        scale = float(singular @ sign / variance) if variance > 1e-12 * moments[16] / weight else 1.0
-    transformation = np.eye(4)
-    transformation[:3, :3] = scale * rotation
-    transformation[:3, 3] = mean_q - scale * rotation @ mean_p
-    return transformation
-
-
-def point_information(points: Array) -> Array:
-    """sum of G^T G over points q (m, 3), G = [-[q]x, I]: (6, 6), rotation first."""
-    information = np.zeros((6, 6))
-    (x, y, z), second = points.sum(axis=0), points.T @ points
-    information[:3, :3] = np.trace(second) * np.eye(3) - second
-    information[:3, 3:] = [[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]]
-    information[3:, :3] = information[:3, 3:].T
-    information[3:, 3:] = len(points) * np.eye(3)
-    return information
-
-
-def euler_motion(xi: Array) -> Array:
-    """(4, 4): Rz(xi_2) Ry(xi_1) Rx(xi_0), then the translation xi_3:6; `SE3(chart="euler")` without its tensors."""
-    x, y, z, *translation = xi.tolist()
-    (sx, cx), (sy, cy), (sz, cz) = ((math.sin(a), math.cos(a)) for a in (x, y, z))
-    return np.array(
-        [
-            [cz * cy, cz * sy * sx - sz * cx, cz * sy * cx + sz * sx, translation[0]],
-            [sz * cy, sz * sy * sx + cz * cx, sz * sy * cx - cz * sx, translation[1]],
-            [-sy, cy * sx, cy * cx, translation[2]],
-            [0.0, 0.0, 0.0, 1.0],
-        ]
-    )
-
-
-def solve_least(hessian: Array, right: Array) -> Array:
-    """The smallest x with H x = right for a symmetric (6, 6) H >= 0 that may be singular.
-
-    "Smallest" is with rotations measured at the radius that the curvatures imply, so that the unit of length is free.
-    """
-    curvatures = hessian.diagonal().tolist()
-    turning, moving = sum(curvatures[:3]), sum(curvatures[3:])
-    radius = math.sqrt(turning / moving) if turning > 0 and moving > 0 else 1.0
-    scale = np.array([1.0 / radius] * 3 + [1.0] * 3)
-    values, vectors = np.linalg.eigh(hessian * scale * scale[:, None])
-    held = values > _RANK * values[-1]
-    x: Array = scale * (vectors[:, held] @ (vectors[:, held].T @ (scale * right) / values[held]))
-    return x
 
 
 def _compose(update: Array, omega: Tensor, pivot: Array) -> Tensor:
@@ -379,6 +355,15 @@ def _compose(update: Array, omega: Tensor, pivot: Array) -> Tensor:
 def _skew(v: Array) -> Array:
     x, y, z = v.tolist()
     return np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+
+
+def _textured(target: PointCloud, index: ops.SearchIndex, max_distance: float, num_threads: int | None) -> Tensor:
+    """(M, 4) intensities and gradients of a cloud with colors and normals, of Open3D's neighbourhoods."""
+    assert target.intensities is not None and target.normals is not None
+    radius = 2.0 * max_distance
+    return ops.intensity_gradients(
+        index, target.intensities, target.normals, k=30, max_distance=radius, num_threads=num_threads
+    )
 
 
 def _rows(values: Tensor | None, order: Tensor) -> Tensor | None:
