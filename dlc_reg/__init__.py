@@ -2,7 +2,7 @@
 
 from dlc_reg import manifold, ops
 from dlc_reg.alignment import AlignmentResult, align_images
-from dlc_reg.api import RegistrationResult, Verdict, register
+from dlc_reg.api import Prepared, RegistrationResult, Verdict, prepare, register
 from dlc_reg.convexify import ConvexifiedLoss, basin_radius, landscape, star_violation
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud
@@ -16,6 +16,7 @@ __all__ = [
     "ConvexifiedLoss",
     "InputError",
     "PointCloud",
+    "Prepared",
     "RegistrationResult",
     "Solution",
     "Status",
@@ -28,6 +29,7 @@ __all__ = [
     "load_model",
     "manifold",
     "ops",
+    "prepare",
     "register",
     "star_violation",
 ]

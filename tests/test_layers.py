@@ -38,7 +38,7 @@ OWNERS = {
     "_recipe": "training", "_losses": "training", "_terms": "training", "_registration_recipe": "training",
     "_registration_training": "training", "_parallel": "training", "_training_log": "training",
     "_methods": "evaluation", "_symmetry": "evaluation", "_landscapes": "evaluation", "_tables": "evaluation",
-    "_baselines": "evaluation",
+    "_baselines": "evaluation", "_register_parts": "api",
     "_around": "protocols", "_training_pairs": "training", "_validation": "training",
 }  # fmt: skip
 ORDERED = {
