@@ -7,6 +7,7 @@ from dlc_reg.convexify import ConvexifiedLoss, basin_radius, landscape, star_vio
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud
 from dlc_reg.iterate import Solution, Status, Termination, iterate
+from dlc_reg.many import PairResult, register_many
 from dlc_reg.registration.learned.weights import load_model
 
 __version__ = "0.1.0"
@@ -15,6 +16,7 @@ __all__ = [
     "AlignmentResult",
     "ConvexifiedLoss",
     "InputError",
+    "PairResult",
     "PointCloud",
     "Prepared",
     "RegistrationResult",
@@ -31,5 +33,6 @@ __all__ = [
     "ops",
     "prepare",
     "register",
+    "register_many",
     "star_violation",
 ]
