@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import click
@@ -45,7 +47,7 @@ def command(
     Exit codes are for all lines of the output: 0 all trusted, 2 some doubtful or ambiguous, 3 some failed.
     """
     options = arguments(search) | {"remove_non_finite": not strict}
-    executor = None if workers is None else partial(ProcessPoolExecutor, workers, mp_context=get_context("spawn"))
+    executor = None if workers is None else partial(_processes, workers)
     if workers is not None and options["num_threads"] is None:
         del options["num_threads"]  # one thread for each
     began = time.perf_counter()
@@ -76,6 +78,22 @@ def command(
         console.line("wrote", str(output))
         _summary(counts)
     return _exit_code(counts)
+
+
+def _processes(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_the_command)
+
+
+def _end_with_the_command() -> None:
+    """A worker whose parent was killed would wait for ever for its next pair."""
+
+    def watch() -> None:
+        parent = parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def _summary(counts: Counter[str]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from dlc_reg._many_list import Entry, distinct, read_entries
@@ -116,7 +116,7 @@ def _run(entries: Iterator[Entry], workers: _Workers, output: Output | None, in_
             finished, lost = workers.work(entries, in_flight)
             if not finished and not lost:
                 return
-            for record in (*finished, *workers.again(lost)):
+            for record in chain(finished, workers.again(lost)):
                 if output is not None:
                     output.add(_row(record))
                 yield record

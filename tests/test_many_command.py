@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 from commanding import run, surface
@@ -75,6 +79,22 @@ def test_processes(pairs, tmp_path):
     output = tmp_path / "o.csv"
     done = run("register-many", pairs, "-o", output, "--workers", "1", "--method", "point-to-point")
     assert done.exit_code in (0, 2) and len(table(output)) == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_a_killed_command_leaves_no_processes_and_is_taken_up_again(tmp_path):
+    pairs, output = write_list(tmp_path / "pairs.csv", clouds(tmp_path, 30)), tmp_path / "o.csv"
+    command = [sys.executable, "-m", "dlc_reg.cli", "register-many", str(pairs), "-o", str(output), "--workers", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    until = time.monotonic() + 60
+    while (not output.exists() or output.read_bytes().count(b"\n") < 3) and time.monotonic() < until:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=30)  # it returns when the last process that holds the pipe has ended
+    assert 2 <= output.read_bytes().count(b"\n") - 1 < 30
+    assert run("register-many", pairs, "-o", output).exit_code == 0
+    names = [row["name"] for row in table(output)]
+    assert len(names) == len(set(names)) == 30
 
 
 def test_non_finite_points_are_dropped_unless_strict(tmp_path):
