@@ -2,11 +2,12 @@
 
 from dlc_reg import manifold, ops
 from dlc_reg.alignment import AlignmentResult, align_images
-from dlc_reg.api import RegistrationResult, Verdict, register
+from dlc_reg.api import Prepared, RegistrationResult, Verdict, prepare, register
 from dlc_reg.convexify import ConvexifiedLoss, basin_radius, landscape, star_violation
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud
 from dlc_reg.iterate import Solution, Status, Termination, iterate
+from dlc_reg.many import PairResult, register_many
 from dlc_reg.registration.learned.weights import load_model
 
 __version__ = "0.1.0"
@@ -15,7 +16,9 @@ __all__ = [
     "AlignmentResult",
     "ConvexifiedLoss",
     "InputError",
+    "PairResult",
     "PointCloud",
+    "Prepared",
     "RegistrationResult",
     "Solution",
     "Status",
@@ -28,6 +31,8 @@ __all__ = [
     "load_model",
     "manifold",
     "ops",
+    "prepare",
     "register",
+    "register_many",
     "star_violation",
 ]

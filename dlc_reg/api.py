@@ -1,32 +1,30 @@
-"""`register`: two clouds in, a transformation and a verdict out."""
+"""`register`: two clouds in, a transformation and a verdict out; `prepare`: the target's part of it once for many."""
 
 from __future__ import annotations
 
 import math
 import numbers
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from dlc_reg._register_parts import WHOLE_CLOUD, Lengths, Stages
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud, check_pair, globalize, localize
 from dlc_reg.iterate import Status
 from dlc_reg.manifold import check_rigid
 from dlc_reg.registration import verification
-from dlc_reg.registration.global_search import Candidates, GlobalSearch, working_voxel_size
-from dlc_reg.registration.icp import coarse_to_fine
+from dlc_reg.registration.global_search import Candidates, GlobalSearch, Thinned, working_voxel_size
+from dlc_reg.registration.icp import Callback, Levels, coarse_to_fine
 from dlc_reg.registration.learned.apply import estimate, shipped
 from dlc_reg.registration.objectives import Colored, Generalized, Objective, PointToPlane, PointToPoint, Symmetric
 from dlc_reg.registration.result import RegistrationResult, Verdict
 
-__all__ = ["RegistrationResult", "Verdict", "register"]
+__all__ = ["Prepared", "RegistrationResult", "Verdict", "prepare", "register"]
 
 OBJECTIVES: dict[str, Objective] = {
     "point_to_point": PointToPoint(),
@@ -36,8 +34,8 @@ OBJECTIVES: dict[str, Objective] = {
     "colored": Colored(),
 }
 METHODS = ("auto", "global", "learned", *OBJECTIVES)
-MIN_CELLS, MAX_CELLS = 3, 500_000  # voxels across a cloud
-WHOLE_CLOUD = 300_000  # clouds up to this size are refined whole, larger ones thinned
+SEARCHED = PointToPlane()  # refines the pose that a search found
+THINNED_KEPT = 4  # voxel sizes for which a target stays thinned
 SUSPECT_EXTENT_RATIO = 5.0  # from which on a failure may be one of units
 INIT_PREFERENCE = 0.7  # a given start keeps its basin unless another pose scores more than this above it
 SCALE_FACTORS = (1.0, 0.8, 1.25)  # tried about the ratio of the clouds' sizes, until one is trusted
@@ -59,7 +57,7 @@ def register(
     device: str | torch.device | None = None,
     seed: int = 0,
     progress: bool = False,
-    callback: Callable[[dict[str, Any]], bool | None] | None = None,
+    callback: Callback | None = None,
 ) -> RegistrationResult:
     """Finds the transformation that maps `source` onto `target`, and says whether it can be trusted.
 
@@ -91,113 +89,208 @@ def register(
     Raises:
         InputError: Bad input: says which argument, what was given and what is expected.
     """
-    _check_options(method, voxel_size, max_correspondence_distance, num_threads, device, with_scaling, seed, callback)
-    with _Stages(progress) as stages:
+    options = Options(
+        method, voxel_size, max_correspondence_distance, with_scaling, remove_non_finite, num_threads, device, seed
+    )
+    with Stages(progress) as stages:
         with stages("read"):
-            read = partial(PointCloud.from_any, remove_non_finite=remove_non_finite, seed=seed)
-            moving = read(source, name="source", viewpoint=source_viewpoint)
-            fixed = read(target, name="target", viewpoint=target_viewpoint)
-            start = None if init is None else check_rigid(init, "init", with_scaling=with_scaling)
-            if not with_scaling:
+            prepared = Prepared(options.read(target, "target", target_viewpoint), options)
+        return prepared._register(source, init, source_viewpoint, callback, stages)
+
+
+def prepare(
+    target: Any,
+    *,
+    method: str = "auto",
+    voxel_size: float | None = None,
+    max_correspondence_distance: float | None = None,
+    with_scaling: bool = False,
+    target_viewpoint: ArrayLike | None = None,
+    remove_non_finite: bool = False,
+    num_threads: int | None = None,
+    device: str | torch.device | None = None,
+    seed: int = 0,
+) -> Prepared:
+    """Makes a target ready for many sources: `prepare(target, ...).register(source, ...)` is `register`, to the bit.
+
+    What depends on the target alone is made when a scan first asks for it, and used again by those that lead to the
+    same lengths. A given `voxel_size` makes sure that they do; without one it is from the larger of the two clouds, so
+    that scans smaller than the target share it. The arguments are those of `register`.
+
+    Raises:
+        InputError: Bad input, as `register` does.
+    """
+    options = Options(
+        method, voxel_size, max_correspondence_distance, with_scaling, remove_non_finite, num_threads, device, seed
+    )
+    return Prepared(options.read(target, "target", target_viewpoint), options)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `register` is told beside the clouds. Raises InputError for what it cannot be told."""
+
+    method: str = "auto"
+    voxel_size: float | None = None
+    max_correspondence_distance: float | None = None
+    with_scaling: bool = False
+    remove_non_finite: bool = False
+    num_threads: int | None = None
+    device: str | torch.device | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError("method", repr(self.method), "one of " + ", ".join(map(repr, METHODS)))
+        if self.with_scaling and self.method not in ("auto", "global", "point_to_point"):
+            raise InputError("method", f"{self.method!r} with with_scaling", "'auto', 'global' or 'point_to_point'")
+        for name in ("voxel_size", "max_correspondence_distance"):
+            value = getattr(self, name)
+            number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if value is not None and not (number and 0 < value < math.inf):
+                raise InputError(name, repr(value), "a positive finite length in the points' unit, or None")
+        threads, seed = self.num_threads, self.seed
+        counted = isinstance(threads, numbers.Integral) and not isinstance(threads, bool) and threads >= 1
+        if threads is not None and not counted:
+            raise InputError("num_threads", repr(threads), "a positive integer, or None for all cores")
+        if not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or seed < 0:
+            raise InputError("seed", repr(seed), "an integer, 0 or above")
+        if self.device is not None and str(self.device) != "cpu":
+            raise InputError("device", repr(self.device), "'cpu' or None: only dlc_reg.ops has CUDA kernels")
+
+    def read(self, cloud: Any, name: str, viewpoint: ArrayLike | None) -> PointCloud:
+        return PointCloud.from_any(
+            cloud, name=name, viewpoint=viewpoint, remove_non_finite=self.remove_non_finite, seed=self.seed
+        )
+
+
+class Prepared:
+    """A target made ready by `prepare`. Threads may register onto one at once; it pickles as its points and options.
+
+    Attributes:
+        target: The `PointCloud`.
+        options: How it registers.
+    """
+
+    def __init__(self, target: PointCloud, options: Options) -> None:
+        self.target, self.options = target, options
+        objective = OBJECTIVES.get(options.method, SEARCHED)
+        self._levels = Levels(target, objective.needs_of("target"), options.num_threads)
+        # a partial of the cloud, not of self: a cycle would keep large clouds until the garbage collector comes round
+        self._thinned = lru_cache(THINNED_KEPT)(partial(Thinned.prepare, target, num_threads=options.num_threads))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Prepared, (self.target, self.options)
+
+    def __repr__(self) -> str:
+        return f"Prepared({self.target!r}, {self.options!r})"
+
+    @cached_property
+    def _working_voxel_size(self) -> float:
+        return working_voxel_size(self.target)
+
+    def register(
+        self,
+        source: Any,
+        *,
+        init: ArrayLike | None = None,
+        source_viewpoint: ArrayLike | None = None,
+        progress: bool = False,
+        callback: Callback | None = None,
+    ) -> RegistrationResult:
+        """What `dlc_reg.register` finds for `source` and this target; arguments and errors are described there."""
+        with Stages(progress) as stages:
+            return self._register(source, init, source_viewpoint, callback, stages)
+
+    def _register(
+        self,
+        source: Any,
+        init: ArrayLike | None,
+        source_viewpoint: ArrayLike | None,
+        callback: Callback | None,
+        stages: Stages,
+    ) -> RegistrationResult:
+        options, fixed = self.options, self.target
+        if callback is not None and not callable(callback):
+            raise InputError("callback", repr(callback), "a function of the iteration's record, or None")
+        with stages("read"):
+            moving = options.read(source, "source", source_viewpoint)
+            start = None if init is None else check_rigid(init, "init", with_scaling=options.with_scaling)
+            if not options.with_scaling:
                 check_pair(moving, fixed)
-        task = _Task(moving, fixed, start, method, voxel_size, max_correspondence_distance, num_threads, callback)
-        result = _register_similar(task, stages) if with_scaling else _register_rigid(task, stages)
-    result.settings |= {
-        "method": method,
-        "with_scaling": with_scaling,
-        "source_points": len(moving),
-        "target_points": len(fixed),
-        "source_dropped": moving.dropped,
-        "target_dropped": fixed.dropped,
-        "source_viewpoint": None if moving.viewpoint is None else moving.viewpoint.tolist(),
-        "target_viewpoint": None if fixed.viewpoint is None else fixed.viewpoint.tolist(),
-        "num_threads": num_threads,
-        "seed": seed,
-    }
-    result.correspondence_set = _as_given(result.correspondence_set, moving, fixed)
-    result.clouds = (moving, fixed)
-    result.timings = stages.seconds
-    return result
+        task = _Task(moving, self, start, callback)
+        result = _register_similar(task, stages) if options.with_scaling else _register_rigid(task, stages)
+        result.settings |= {
+            "method": options.method,
+            "with_scaling": options.with_scaling,
+            "source_points": len(moving),
+            "target_points": len(fixed),
+            "source_dropped": moving.dropped,
+            "target_dropped": fixed.dropped,
+            "source_viewpoint": None if moving.viewpoint is None else moving.viewpoint.tolist(),
+            "target_viewpoint": None if fixed.viewpoint is None else fixed.viewpoint.tolist(),
+            "num_threads": options.num_threads,
+            "seed": options.seed,
+        }
+        result.correspondence_set = _as_given(result.correspondence_set, moving, fixed)
+        result.clouds = (moving, fixed)
+        result.timings = stages.seconds
+        return result
 
 
 @dataclass(frozen=True)
 class _Task:
     source: PointCloud
-    target: PointCloud
+    prepared: Prepared
     start: NDArray[np.float64] | None
-    method: str
-    voxel_size: float | None
-    max_correspondence_distance: float | None
-    num_threads: int | None
-    callback: Callable[[dict[str, Any]], bool | None] | None
+    callback: Callback | None
 
 
-@dataclass(frozen=True)
-class _Lengths:
-    """Every length of a registration, in the points' unit; all derive from the voxel size and the spacing."""
-
-    voxel_size: float
-    spacing: float
-    max_correspondence_distance: float
-    given_distance: bool
-    whole: bool
-
-    @staticmethod
-    def derive(task: _Task) -> _Lengths:
-        spacing = max(task.source.spacing, task.target.spacing)
-        voxel = task.voxel_size or working_voxel_size(task.source, task.target)
-        least, most = (f(task.source.extent, task.target.extent) for f in (min, max))
-        if task.voxel_size is not None and not most / MAX_CELLS < voxel < least / MIN_CELLS:
-            given = f"{voxel:g} for clouds {least:.4g} and {most:.4g} wide"
-            raise InputError("voxel_size", given, f"between {most / MAX_CELLS:.2g} and {least / MIN_CELLS:.2g}")
-        distance = task.max_correspondence_distance
-        whole = max(len(task.source), len(task.target)) <= WHOLE_CLOUD
-        return _Lengths(voxel, spacing, distance or max(voxel / 2, 2.5 * spacing), distance is not None, whole)
-
-    def levels(self, coarsest: float) -> tuple[list[float], list[float]]:
-        """Voxel sizes from `coarsest` by halves to the clouds as they are, and the distances that go with them."""
-        sizes = [coarsest]
-        while sizes[-1] / 2 > 1.2 * self.spacing and sizes[-1] > 0.26 * self.voxel_size:
-            sizes.append(sizes[-1] / 2)
-        distances = [max(2.5 * size, self.max_correspondence_distance) for size in sizes]
-        if self.whole:
-            sizes, distances = [*sizes, 0.0], [*distances, 0.0]
-        distances[-1] = self.max_correspondence_distance
-        if self.given_distance and coarsest > self.voxel_size / 2:
-            distances = [self.max_correspondence_distance] * len(sizes)
-        return sizes, distances
-
-
-def _register_rigid(task: _Task, stages: _Stages) -> RegistrationResult:
-    source, target = task.source, task.target
-    refining = OBJECTIVES.get(task.method)
+def _register_rigid(task: _Task, stages: Stages) -> RegistrationResult:
+    source, prepared = task.source, task.prepared
+    target, options = prepared.target, prepared.options
+    refining = OBJECTIVES.get(options.method)
     with stages("prepare"):
-        lengths = _Lengths.derive(task)
-        search = GlobalSearch.prepare(source, target, lengths.voxel_size, num_threads=task.num_threads)
+        lengths = Lengths.derive(
+            source,
+            target,
+            working=max(working_voxel_size(source), prepared._working_voxel_size),
+            voxel_size=options.voxel_size,
+            distance=options.max_correspondence_distance,
+        )
+        voxel, oriented = lengths.voxel_size, source.viewpoint is not None and target.viewpoint is not None
+        thinned = Thinned.prepare(source, voxel, oriented=oriented, num_threads=options.num_threads)
+        search = GlobalSearch.between(
+            thinned,
+            prepared._thinned(voxel, oriented=oriented),
+            voxel,
+            oriented=oriented,
+            num_threads=options.num_threads,
+        )
     local = localize(np.eye(4) if task.start is None else task.start, source, target)
     start = torch.from_numpy(local)
-    starts = [] if task.method in ("global", "learned") else [start]
-    if task.method in ("auto", "learned"):
+    starts = [] if options.method in ("global", "learned") else [start]
+    if options.method in ("auto", "learned"):
         with stages("learn"):
             starts.append(estimate(shipped(), search.source.coarse.points, search.target.coarse.points, start))
     with stages("search"):
         candidates = search.candidates(torch.stack(starts) if starts else None)
-        if task.method == "learned":
+        if options.method == "learned":
             pose = search.refine(starts[0][None])[0]
         elif refining is None:
-            pose = _choose(search, candidates, start if task.start is not None and task.method == "auto" else None)
+            pose = _choose(search, candidates, start if task.start is not None and options.method == "auto" else None)
     with stages("refine"):
         coarsest = lengths.voxel_size / 2 if refining is None else 2 * lengths.voxel_size
         sizes, distances = lengths.levels(coarsest)
         result = coarse_to_fine(
             source,
-            target,
-            refining or PointToPlane(),
+            prepared._levels,
+            refining or SEARCHED,
             globalize((pose if refining is None else start).numpy(), source, target),
             voxel_sizes=sizes,
             max_distances=distances,
             callback=task.callback,
-            num_threads=task.num_threads,
+            num_threads=options.num_threads,
         )
     with stages("verify"):
         final = torch.from_numpy(localize(result.transformation, source, target))
@@ -234,9 +327,9 @@ def _choose(search: GlobalSearch, candidates: Candidates, start: torch.Tensor | 
     return candidates.poses[0] if len(candidates) else torch.eye(4, dtype=torch.float64)
 
 
-def _register_similar(task: _Task, stages: _Stages) -> RegistrationResult:
+def _register_similar(task: _Task, stages: Stages) -> RegistrationResult:
     """A rigid search at each of a few scales about the ratio of the clouds' sizes; then the scale is refined too."""
-    source, target = task.source, task.target
+    source, target, options = task.source, task.prepared.target, task.prepared.options
     if task.start is not None:
         scales = [float(np.cbrt(np.linalg.det(task.start[:3, :3])))]
     else:
@@ -261,7 +354,7 @@ def _register_similar(task: _Task, stages: _Stages) -> RegistrationResult:
             max_distances=[result.settings["max_correspondence_distance"]],
             iterations=100,
             callback=task.callback,
-            num_threads=task.num_threads,
+            num_threads=options.num_threads,
         )
     similar.settings = (
         result.settings
@@ -302,61 +395,3 @@ def _as_given(pairs: NDArray[np.int32], source: PointCloud, target: PointCloud) 
         for side, cloud in enumerate((source, target))
     ]
     return np.stack(rows, axis=1).astype(np.int32)
-
-
-def _check_options(
-    method: str,
-    voxel_size: float | None,
-    max_correspondence_distance: float | None,
-    num_threads: int | None,
-    device: str | torch.device | None,
-    with_scaling: bool,
-    seed: int,
-    callback: Callable[[dict[str, Any]], bool | None] | None,
-) -> None:
-    if method not in METHODS:
-        raise InputError("method", repr(method), "one of " + ", ".join(map(repr, METHODS)))
-    if with_scaling and method not in ("auto", "global", "point_to_point"):
-        raise InputError("method", f"{method!r} with with_scaling", "'auto', 'global' or 'point_to_point'")
-    for name, value in (("voxel_size", voxel_size), ("max_correspondence_distance", max_correspondence_distance)):
-        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if value is not None and not (number and 0 < value < math.inf):
-            raise InputError(name, repr(value), "a positive finite length in the points' unit, or None")
-    counted = isinstance(num_threads, numbers.Integral) and not isinstance(num_threads, bool) and num_threads >= 1
-    if num_threads is not None and not counted:
-        raise InputError("num_threads", repr(num_threads), "a positive integer, or None for all cores")
-    if not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or seed < 0:
-        raise InputError("seed", repr(seed), "an integer, 0 or above")
-    if callback is not None and not callable(callback):
-        raise InputError("callback", repr(callback), "a function of the iteration's record, or None")
-    if device is not None and str(device) != "cpu":
-        raise InputError("device", repr(device), "'cpu' or None: only dlc_reg.ops has CUDA kernels")
-
-
-class _Stages:
-    """Times the stages, and shows them if asked."""
-
-    def __init__(self, progress: bool) -> None:
-        self.seconds: dict[str, float] = {}
-        self._progress = progress
-
-    def __enter__(self) -> _Stages:
-        if self._progress:
-            from tqdm import tqdm
-
-            self._bar: Any = tqdm(total=5, bar_format="{desc:8s} |{bar:30}| {elapsed}", leave=False)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._progress:
-            self._bar.close()
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        if self._progress:
-            self._bar.set_description_str(name)
-        began = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
-        if self._progress:
-            self._bar.update()

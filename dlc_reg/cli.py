@@ -1,11 +1,10 @@
-"""`dlc-reg`: register two scans, look into one, check an installation.
+"""`dlc-reg`: register two scans or many, look into one, check an installation.
 
 Exit codes: 0 the pose can be trusted, 2 doubtful or ambiguous, 3 failed, 64 bad input, 70 a fault of ours.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import sys
@@ -23,8 +22,9 @@ from dlc_reg import _console as console
 from dlc_reg import io, ops
 from dlc_reg._align_command import command as align_command
 from dlc_reg._evaluate_command import command as evaluate_command
+from dlc_reg._many_command import command as many_command
 from dlc_reg._report_page import matrix_text, number, rotation_axis, total_seconds, versions
-from dlc_reg.api import METHODS
+from dlc_reg._search_options import arguments, in_options, search_options
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud, apply_transform
 from dlc_reg.registration.result import RegistrationResult, Verdict, rotation_angle, strict_json
@@ -46,29 +46,6 @@ def main() -> None:
 
 def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--debug", is_flag=True, expose_value=False, help="Show where an error comes from.")(command)
-
-
-def _methods() -> str:
-    search, refine = (METHODS[:3], METHODS[3:])
-    dashed = ", ".join(refine).replace("_", "-")
-    return f"{', '.join(search)}: search from any pose; {dashed}: refine from the given start."
-
-
-def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that `dlc_reg.register` takes under the same names."""
-    point: dict[str, Any] = {"nargs": 3, "type": float, "metavar": "X Y Z"}
-    options = [
-        click.option("--voxel-size", type=float, help="Length of the finest grid. Default: from the data."),
-        click.option("--max-correspondence-distance", type=float, help="Farthest match. Default: from the voxel size."),
-        click.option("--method", default="auto", show_default=True, metavar="NAME", help=_methods()),
-        click.option("--with-scaling", is_flag=True, help="Estimate a scale as well."),
-        click.option("--source-viewpoint", help="Where the sensor stood, in the source's frame.", **point),
-        click.option("--target-viewpoint", help="Where the sensor stood, in the target's frame.", **point),
-        click.option("--sensor-frame", is_flag=True, help="Both sensors stood at their clouds' origins."),
-        click.option("--num-threads", type=click.IntRange(min=1), help="Default: all cores. The result is the same."),
-        click.option("--seed", type=int, default=0, show_default=True),
-    ]
-    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
 
 
 @main.command(short_help="Find the transform that maps SOURCE onto TARGET.")
@@ -108,7 +85,7 @@ def register(
     outputs = {option: path for option, path in given.items() if path is not None}
     console.check_outputs(outputs, [source, target], overwrite=overwrite)
     start = None if init is None else console.read_transform(init, "--init")
-    options = _search(search)
+    options = arguments(search)
     chosen = [name for name in LENGTHS if options[name] is not None]
     clouds = [_read(path, name, strict) for path, name in ((source, "SOURCE"), (target, "TARGET"))]
     human = not (as_json or quiet)
@@ -130,17 +107,6 @@ def register(
     return console.exit_code(result.verdict)
 
 
-def _search(search: dict[str, Any]) -> dict[str, Any]:
-    options = dict(search)
-    if options.pop("sensor_frame"):
-        for name in ("source_viewpoint", "target_viewpoint"):
-            if options[name] is not None:
-                raise click.UsageError(f"--sensor-frame already says what --{name.replace('_', '-')} says")
-            options[name] = (0.0, 0.0, 0.0)
-    options["method"] = options["method"].replace("-", "_")
-    return options
-
-
 def _read(path: Path, argument: str, strict: bool) -> PointCloud:
     try:
         cloud = PointCloud.from_any(path, name=argument, remove_non_finite=not strict)
@@ -158,9 +124,8 @@ def _describe(cloud: PointCloud) -> str:
 def _run(source: PointCloud, target: PointCloud, *, show: bool, **options: Any) -> RegistrationResult:
     try:
         return dlc_reg.register(source, target, progress=show and sys.stderr.isatty(), **options)
-    except InputError as error:  # speak of options, not of Python's arguments
-        names = {name: f"--{name.replace('_', '-')}" for name in options} | {"source": "SOURCE", "target": "TARGET"}
-        raise InputError(names.get(error.argument, error.argument), error.given, error.expected) from error
+    except InputError as error:
+        raise in_options(error, options, ["source", "target"]) from error
 
 
 def _summary(result: RegistrationResult, given: list[str]) -> None:
@@ -371,6 +336,7 @@ def _samples() -> Path:
 
 main.add_command(align_command)
 main.add_command(evaluate_command)
+main.add_command(many_command)
 
 if __name__ == "__main__":
     main()

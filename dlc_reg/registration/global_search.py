@@ -108,6 +108,13 @@ class GlobalSearch:
         """Viewpoints are used where both are known: signs of normals compare only then."""
         oriented = source.viewpoint is not None and target.viewpoint is not None
         a, b = (Thinned.prepare(c, voxel, oriented=oriented, num_threads=num_threads) for c in (source, target))
+        return GlobalSearch.between(a, b, voxel, oriented=oriented, num_threads=num_threads)
+
+    @staticmethod
+    def between(
+        a: Thinned, b: Thinned, voxel: float, *, oriented: bool, num_threads: int | None = None
+    ) -> GlobalSearch:
+        """Between a source `a` and a target `b`, both thinned to `voxel` before, with one `oriented`."""
         pairs, squared = ops.mutual_matches(a.features, b.features, num_threads=num_threads)
         pairs = pairs[squared.argsort(stable=True)[:MAX_MATCHES]]
         p, q = a.coarse.points[pairs[:, 0]], b.coarse.points[pairs[:, 1]]

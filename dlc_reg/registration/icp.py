@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -26,6 +27,7 @@ Callback = Callable[[Record], bool | None]
 
 _SAMPLES = 10_000  # correspondences looked at for free motions
 _NORMALS_FROM = 20  # neighbours of a normal that coarse_to_fine has to estimate
+_LEVELS_KEPT = 8  # enough for one registration's levels, whatever its objective, and some of another voxel size
 
 
 @dataclass(frozen=True)
@@ -152,9 +154,22 @@ def icp_pair(
     )
 
 
+class Levels:
+    """A cloud at the levels of `coarse_to_fine`, each made when it is first asked for; the latest are kept.
+
+    `needs`: which of "normals" and "covariances" the objective wants of the cloud. Threads may share one.
+    """
+
+    def __init__(self, cloud: PointCloud, needs: set[str], num_threads: int | None = None) -> None:
+        self.cloud = cloud
+        # partials hold no reference to self: a cycle would keep large clouds until the garbage collector comes round
+        self.thinned = lru_cache(_LEVELS_KEPT)(partial(_thinned, cloud, needs=needs, num_threads=num_threads))
+        self.whole = lru_cache(1)(partial(_with_normals_of, self.thinned, cloud))
+
+
 def coarse_to_fine(
     source: PointCloud,
-    target: PointCloud,
+    target: PointCloud | Levels,
     objective: Objective,
     T_init: Array | None = None,
     *,
@@ -171,6 +186,7 @@ def coarse_to_fine(
     objective needs and a cloud lacks are estimated. `history` has every level's iterations, each from its start, with
     "level" and "voxel_size". The evidence (fitness, correspondences, information) is of the clouds given, at the last
     distance; where these were never registered, each of their points has the normal of its voxel in the last level.
+    A target that is used again is given as its `Levels`.
     """
     counts = [iterations] * len(voxel_sizes) if isinstance(iterations, int) else list(iterations)
     _check_levels(voxel_sizes, max_distances, counts)
@@ -178,16 +194,16 @@ def coarse_to_fine(
         if "colors" in objective.needs_of(name):
             objective.require("colors", name, cloud)
     result = RegistrationResult(transformation=np.eye(4) if T_init is None else np.asarray(T_init, dtype=np.float64))
+    moving = Levels(source, objective.needs_of("source"), num_threads)
+    fixed = target if isinstance(target, Levels) else Levels(target, objective.needs_of("target"), num_threads)
+    base = convergence or Convergence(rmse=1e-6 * fixed.cloud.extent)
     history: list[Record] = []
     timings: dict[str, float] = {}
     for level, (voxel, distance, count) in enumerate(zip(voxel_sizes, max_distances, counts, strict=True)):
         began = time.perf_counter()
-        thin_source = _thinned(source, voxel, objective.needs_of("source"), num_threads)
-        thin_target = _thinned(target, voxel, objective.needs_of("target"), num_threads)
-        base = convergence or Convergence(rmse=1e-6 * target.extent)
         result = icp(
-            thin_source,
-            thin_target,
+            moving.thinned(voxel),
+            fixed.thinned(voxel),
             objective,
             result.transformation,
             max_distance=distance,
@@ -202,8 +218,8 @@ def coarse_to_fine(
     if voxel > 0:
         status, distance = result.status, max_distances[-1]
         result = icp(
-            _with_normals_of(thin_source, source, voxel),
-            _with_normals_of(thin_target, target, voxel),
+            moving.whole(voxel),
+            fixed.whole(voxel),
             objective,
             result.transformation,
             max_distance=distance,
@@ -219,7 +235,7 @@ def coarse_to_fine(
         "max_correspondence_distances": list(max_distances),
         "max_iterations": counts,
     }
-    result.clouds = (source, target)
+    result.clouds = (source, fixed.cloud)
     return result
 
 
@@ -279,7 +295,8 @@ def _thinned(cloud: PointCloud, voxel: float, needs: set[str], num_threads: int 
     return cloud
 
 
-def _with_normals_of(thin: PointCloud, cloud: PointCloud, voxel: float) -> PointCloud:
+def _with_normals_of(thinned: Callable[[float], PointCloud], cloud: PointCloud, voxel: float) -> PointCloud:
+    thin = thinned(voxel)
     if thin.normals is None or cloud.normals is not None:
         return cloud
     return cloud.attach(normals=thin.normals[ops.voxel_groups(cloud.points, voxel)[1]])

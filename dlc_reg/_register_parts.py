@@ -1,0 +1,85 @@
+"""The lengths of a registration, and the clock of its stages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from dlc_reg.errors import InputError
+from dlc_reg.geometry import PointCloud
+
+MIN_CELLS, MAX_CELLS = 3, 500_000  # voxels across a cloud
+WHOLE_CLOUD = 300_000  # clouds up to this size are refined whole, larger ones thinned
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Every length of a registration, in the points' unit; all derive from the voxel size and the spacing."""
+
+    voxel_size: float
+    spacing: float
+    max_correspondence_distance: float
+    given_distance: bool
+    whole: bool
+
+    @staticmethod
+    def derive(
+        source: PointCloud, target: PointCloud, *, working: float, voxel_size: float | None, distance: float | None
+    ) -> Lengths:
+        """`working`: the voxel size of the data, used without a given `voxel_size`; `distance`: the given one, or None.
+
+        Raises InputError where the given voxel size is of another order than the clouds.
+        """
+        spacing = max(source.spacing, target.spacing)
+        voxel = voxel_size or working
+        least, most = (f(source.extent, target.extent) for f in (min, max))
+        if voxel_size is not None and not most / MAX_CELLS < voxel < least / MIN_CELLS:
+            given = f"{voxel:g} for clouds {least:.4g} and {most:.4g} wide"
+            raise InputError("voxel_size", given, f"between {most / MAX_CELLS:.2g} and {least / MIN_CELLS:.2g}")
+        whole = max(len(source), len(target)) <= WHOLE_CLOUD
+        return Lengths(voxel, spacing, distance or max(voxel / 2, 2.5 * spacing), distance is not None, whole)
+
+    def levels(self, coarsest: float) -> tuple[list[float], list[float]]:
+        """Voxel sizes from `coarsest` by halves to the clouds as they are, and the distances that go with them."""
+        sizes = [coarsest]
+        while sizes[-1] / 2 > 1.2 * self.spacing and sizes[-1] > 0.26 * self.voxel_size:
+            sizes.append(sizes[-1] / 2)
+        distances = [max(2.5 * size, self.max_correspondence_distance) for size in sizes]
+        if self.whole:
+            sizes, distances = [*sizes, 0.0], [*distances, 0.0]
+        distances[-1] = self.max_correspondence_distance
+        if self.given_distance and coarsest > self.voxel_size / 2:
+            distances = [self.max_correspondence_distance] * len(sizes)
+        return sizes, distances
+
+
+class Stages:
+    """Times the stages, and shows them if asked."""
+
+    def __init__(self, progress: bool) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = progress
+
+    def __enter__(self) -> Stages:
+        if self._progress:
+            from tqdm import tqdm
+
+            self._bar: Any = tqdm(total=5, bar_format="{desc:8s} |{bar:30}| {elapsed}", leave=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress:
+            self._bar.close()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        if self._progress:
+            self._bar.set_description_str(name)
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+        if self._progress:
+            self._bar.update()

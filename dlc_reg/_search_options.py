@@ -1,0 +1,54 @@
+"""The options of the commands that register: those of `dlc_reg.register` under the same names."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import click
+
+from dlc_reg.api import METHODS
+from dlc_reg.errors import InputError
+
+
+def _methods() -> str:
+    search, refine = (METHODS[:3], METHODS[3:])
+    dashed = ", ".join(refine).replace("_", "-")
+    return f"{', '.join(search)}: search from any pose; {dashed}: refine from the given start."
+
+
+def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds them; `arguments` makes what `register` takes of their values."""
+    point: dict[str, Any] = {"nargs": 3, "type": float, "metavar": "X Y Z"}
+    options = [
+        click.option("--voxel-size", type=float, help="Length of the finest grid. Default: from the data."),
+        click.option("--max-correspondence-distance", type=float, help="Farthest match. Default: from the voxel size."),
+        click.option("--method", default="auto", show_default=True, metavar="NAME", help=_methods()),
+        click.option("--with-scaling", is_flag=True, help="Estimate a scale as well."),
+        click.option("--source-viewpoint", help="Where the sensor stood, in the source's frame.", **point),
+        click.option("--target-viewpoint", help="Where the sensor stood, in the target's frame.", **point),
+        click.option("--sensor-frame", is_flag=True, help="Both sensors stood at their clouds' origins."),
+        click.option("--num-threads", type=click.IntRange(min=1), help="Default: all cores. The result is the same."),
+        click.option("--seed", type=int, default=0, show_default=True),
+    ]
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
+
+def arguments(search: dict[str, Any]) -> dict[str, Any]:
+    """Those of `register` for the values of `search_options`."""
+    options = dict(search)
+    if options.pop("sensor_frame"):
+        for name in ("source_viewpoint", "target_viewpoint"):
+            if options[name] is not None:
+                raise click.UsageError(f"--sensor-frame already says what --{name.replace('_', '-')} says")
+            options[name] = (0.0, 0.0, 0.0)
+    options["method"] = options["method"].replace("-", "_")
+    return options
+
+
+def in_options(error: InputError, options: Iterable[str], positional: Iterable[str]) -> InputError:
+    """The same error in the command line's words, not in Python's."""
+    names = {name: f"--{name.replace('_', '-')}" for name in options} | {name: name.upper() for name in positional}
+    expected = error.expected.replace("allow_outside=True", "--allow-outside")
+    return InputError(names.get(error.argument, error.argument), error.given, expected)

@@ -1,0 +1,264 @@
+"""`register_many`: pair after pair on any executor, into a file that an interrupted run takes up again."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, fields
+from itertools import chain, islice
+from typing import Any
+
+from dlc_reg._many_list import Entry, distinct, read_entries
+from dlc_reg._many_output import COLUMNS, ENTRIES, Output
+from dlc_reg.api import Options, register
+from dlc_reg.errors import InputError
+from dlc_reg.geometry import check_viewpoint
+from dlc_reg.registration.result import RegistrationResult
+
+VIEWPOINTS = ("source_viewpoint", "target_viewpoint")
+DIED = "the process that worked on it died: it crashed, was killed, or ran out of memory"
+UNBORN = "the executor's processes die before they are given a pair; does the script lack `if __name__ == '__main__':`?"
+BROKE = (
+    "a process of the executor died over this pair or one beside it; give a function that makes the executor, and such "
+    "pairs are tried again one by one"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class PairResult:
+    """What became of one pair.
+
+    Attributes:
+        name: The pair's name.
+        source, target: As they were given; of a list in a file, their paths.
+        result: What `register` found, without its clouds; None where it raised or its process died.
+        error: Why there is no result, or None.
+        seconds: Spent on the pair where it was worked on; 0 where that is not known.
+    """
+
+    name: str
+    source: Any
+    target: Any
+    result: RegistrationResult | None
+    error: str | None
+    seconds: float
+
+
+def register_many(
+    pairs: Any,
+    *,
+    executor: Executor | Callable[[], Executor] | None = None,
+    output: str | os.PathLike[str] | None = None,
+    in_flight: int = 64,
+    allow_outside: bool = False,
+    **options: Any,
+) -> Iterator[PairResult]:
+    """Registers many pairs; a pair that fails, for whatever reason, costs only itself.
+
+    Args:
+        pairs: An iterable of (source, target), (source, target, init), or mappings or named tuples of source, target,
+            init and name; or the path of a CSV file with such columns, whose paths are relative to its folder and whose
+            init is 16 numbers. A source and a target are what `register` takes. Without a name a pair is called
+            "source -> target" where both are paths, and by its number where not.
+        executor: Where to work. None: here, one after the other. Any `concurrent.futures.Executor`, a Dask client's
+            `get_executor()` too; each pair then has one thread, unless `num_threads` is given. A function that makes an
+            executor: when a process dies, another executor takes over and the pairs in flight are tried again one by
+            one, so that only the pair that kills its process is reported as failed. It is shut down in the end.
+        output: A CSV file that each result is written to before it is given out. If it exists, the pairs in it are
+            skipped (by name, failed ones too) and the others added; a file of anything else is refused.
+        in_flight: How many pairs are submitted at once: more than the executor has workers. The iterable is not read
+            further than that.
+        allow_outside: Let the paths in a CSV file lead out of its folder.
+        options: Of `register`, for every pair; not `init`, `progress` and `callback`.
+
+    Returns:
+        An iterator of `PairResult` in the order of completion. Nothing is registered before it is asked.
+
+    Raises:
+        InputError: Bad options or output, or a list that is wrong (an iterable's item when its turn comes); a name used
+            twice, where there is an output.
+        concurrent.futures.BrokenExecutor: A process died and the executor cannot be made anew. The pairs in flight were
+            given out as failed; those after them were not tried, and another run with the same output goes on there.
+    """
+    _check_options(options)
+    if isinstance(in_flight, bool) or not isinstance(in_flight, int) or in_flight < 1:
+        raise InputError("in_flight", repr(in_flight), "a positive integer")
+    if not (executor is None or isinstance(executor, Executor) or callable(executor)):
+        given = f"a {type(executor).__name__}"
+        raise InputError("executor", given, "a concurrent.futures.Executor, a function that makes one, or None")
+    entries = read_entries(pairs, allow_outside=allow_outside)
+    results = None if output is None else Output(output)
+    if results is not None:
+        entries = (entry for entry in distinct(entries) if entry.name not in results.done)
+    if executor is not None:
+        options = {"num_threads": 1, **options}
+    workers = _Workers(_Here() if executor is None else executor, options)
+    return _run(entries, workers, results, 1 if executor is None else in_flight)
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    known = [field.name for field in fields(Options)]
+    for name in options:
+        if name not in (*known, *VIEWPOINTS):
+            raise InputError(name, "an option", "one of " + ", ".join((*known, *VIEWPOINTS)))
+    Options(**{name: value for name, value in options.items() if name in known})
+    for name in VIEWPOINTS:
+        if options.get(name) is not None:
+            check_viewpoint(options[name], name)
+
+
+def _run(entries: Iterator[Entry], workers: _Workers, output: Output | None, in_flight: int) -> Iterator[PairResult]:
+    with output or nullcontext(), workers:
+        while True:
+            finished, lost = workers.work(entries, in_flight)
+            if not finished and not lost:
+                return
+            for record in chain(finished, workers.again(lost)):
+                if output is not None:
+                    output.add(_row(record))
+                yield record
+            if lost and not workers.replaceable:
+                raise BrokenExecutor(f"after {len(lost)} pairs in flight were reported as failed: {BROKE}")
+
+
+class _Workers:
+    """An executor, and the pairs that are in flight on it."""
+
+    def __init__(self, executor: Executor | Callable[[], Executor], options: dict[str, Any]) -> None:
+        self._executor: Executor | None = executor if isinstance(executor, Executor) else None
+        self._make = None if isinstance(executor, Executor) else executor
+        self.replaceable = self._make is not None
+        self._options = options
+        self._pending: dict[Future[Any], Entry] = {}
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for future in self._pending:
+            future.cancel()
+        self._discard()
+
+    def work(self, entries: Iterable[Entry], in_flight: int) -> tuple[list[PairResult], list[Entry]]:
+        """Fills up and waits; returns what is finished, and what was in flight on an executor that broke."""
+        lost: list[Entry] = []
+        for entry in islice(entries, in_flight - len(self._pending)):
+            try:
+                self._pending[self._submit(entry)] = entry
+            except BrokenExecutor:
+                lost.append(entry)
+                break
+        finished: list[PairResult] = []
+        self._collect(wait(self._pending, return_when=FIRST_COMPLETED).done, finished, lost)
+        if lost:
+            self._collect(wait(self._pending).done, finished, lost)
+        return finished, lost
+
+    def again(self, lost: list[Entry]) -> Iterator[PairResult]:
+        """Each alone on an executor that works; where none can be made, they have failed."""
+        if not self.replaceable:
+            yield from (_failed(entry, BROKE) for entry in lost)
+            return
+        for entry in lost:
+            self._renew()
+            finished: list[PairResult] = []
+            died: list[Entry] = []
+            future = self._submit(entry)
+            self._pending[future] = entry
+            self._collect(wait([future]).done, finished, died)
+            yield from finished
+            yield from (_failed(entry, DIED) for entry in died)
+            if died:
+                self._discard()
+
+    def _renew(self) -> None:
+        """Another executor, unless this one works: no pair is to be blamed for processes that cannot even start."""
+        if self._executor is not None:
+            with suppress(BrokenExecutor):
+                self._executor.submit(int).result()
+                return
+            self._discard()
+        try:
+            self._started().submit(int).result()
+        except BrokenExecutor as error:
+            raise BrokenExecutor(UNBORN) from error
+
+    def _started(self) -> Executor:
+        if self._executor is None:
+            assert self._make is not None
+            self._executor = self._make()
+        return self._executor
+
+    def _submit(self, entry: Entry) -> Future[Any]:
+        return self._started().submit(_register_pair, entry.source, entry.target, entry.init, self._options)
+
+    def _collect(self, futures: Iterable[Future[Any]], finished: list[PairResult], lost: list[Entry]) -> None:
+        for future in futures:
+            entry = self._pending.pop(future)
+            try:
+                result, error, seconds = future.result()
+            except BrokenExecutor:
+                lost.append(entry)
+            except Exception as failure:  # of the executor: what it could not send, or its own
+                finished.append(_failed(entry, _told(failure)))
+            else:
+                finished.append(PairResult(entry.name, entry.source, entry.target, result, error, seconds))
+
+    def _discard(self) -> None:
+        """Of an executor that is the caller's, nothing."""
+        if self.replaceable and self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
+            self._executor = None
+
+
+class _Here(Executor):
+    """This process, at once."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+def _register_pair(
+    source: Any, target: Any, init: Any, options: dict[str, Any]
+) -> tuple[RegistrationResult | None, str | None, float]:
+    """Runs on the executor. Without the clouds, so that what is sent back is the answer and not the data."""
+    began = time.perf_counter()
+    try:
+        result = register(source, target, init=init, **options)
+    except Exception as error:
+        return None, _told(error), time.perf_counter() - began
+    result.clouds = None
+    return result, None, time.perf_counter() - began
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+
+
+def _failed(entry: Entry, why: str) -> PairResult:
+    return PairResult(entry.name, entry.source, entry.target, None, why, 0.0)
+
+
+def _row(record: PairResult) -> list[Any]:
+    source, target = (
+        os.fspath(cloud) if isinstance(cloud, (str, os.PathLike)) else type(cloud).__name__
+        for cloud in (record.source, record.target)
+    )
+    r = record.result
+    found: dict[str, Any] = {}
+    if r is not None:
+        found = {
+            "verdict": r.verdict,
+            "reasons": "; ".join(r.verdict_reasons),
+            "fitness": float(r.fitness),
+            "inlier_rmse": float(r.inlier_rmse),
+            **dict(zip(ENTRIES, r.transformation.ravel().tolist(), strict=True)),
+        }
+    found |= {"name": record.name, "source": source, "target": target, "seconds": round(record.seconds, 3)}
+    found["error"] = record.error
+    return [found.get(column) for column in COLUMNS]
