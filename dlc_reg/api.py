@@ -68,8 +68,8 @@ def register(
         init: A start (4, 4), T_target_source. None: none is known.
         method: "auto" or "global" search from any pose ("auto" also tries what the learned model finds, and `init`, or
             the identity without one, and keeps the basin of `init` unless another pose is clearly better); "learned"
-            takes the learned model's pose; "point_to_point", "point_to_plane", "symmetric" and "generalized" only
-            refine from `init`, or from the identity.
+            takes the learned model's pose; "point_to_point", "point_to_plane", "symmetric", "generalized" and "colored"
+            (for clouds that have colours) only refine from `init`, or from the identity.
         voxel_size: The working resolution, in the points' unit. None: from the data, see `settings`.
         max_correspondence_distance: Of the last refinement and of the evidence (fitness, inlier RMSE), in the points'
             unit; a refining method uses it throughout. None: from the data.
@@ -295,11 +295,16 @@ def _register_rigid(task: _Task, stages: Stages) -> RegistrationResult:
     with stages("verify"):
         final = torch.from_numpy(localize(result.transformation, source, target))
         evidence = verification.gather(search, final, candidates, target.origin)
+        held = evidence.free_motions if options.method == "colored" and not result.settings["free_motions"] else ()
+        if held:
+            evidence = replace(evidence, free_motions=())
         if evidence.free_motions:
             result.covariance = None
             result.settings["free_motions"] = [motion.text for motion in evidence.free_motions]
             result.settings["free_twists"] = [motion.about(target.origin).tolist() for motion in evidence.free_motions]
         result.verdict, result.verdict_reasons = verification.decide(evidence, result, search.oriented)
+        # the trust was calibrated on shapes alone, and cannot count on what only the colours say
+        result.verdict_reasons += [f"the matched surface {motion.text}; its colours hold it" for motion in held]
         ratio = max(source.extent, target.extent) / min(source.extent, target.extent)
         if result.verdict is Verdict.FAILED and ratio > SUSPECT_EXTENT_RATIO:
             result.verdict_reasons.append(

@@ -157,7 +157,7 @@ def icp_pair(
 class Levels:
     """A cloud at the levels of `coarse_to_fine`, each made when it is first asked for; the latest are kept.
 
-    `needs`: which of "normals" and "covariances" the objective wants of the cloud. Threads may share one.
+    `needs`: which of "normals", "covariances" and "colors" the objective wants of the cloud. Threads may share one.
     """
 
     def __init__(self, cloud: PointCloud, needs: set[str], num_threads: int | None = None) -> None:
@@ -190,12 +190,12 @@ def coarse_to_fine(
     """
     counts = [iterations] * len(voxel_sizes) if isinstance(iterations, int) else list(iterations)
     _check_levels(voxel_sizes, max_distances, counts)
-    for name, cloud in (("source", source), ("target", target)):
-        if "colors" in objective.needs_of(name):
-            objective.require("colors", name, cloud)
-    result = RegistrationResult(transformation=np.eye(4) if T_init is None else np.asarray(T_init, dtype=np.float64))
     moving = Levels(source, objective.needs_of("source"), num_threads)
     fixed = target if isinstance(target, Levels) else Levels(target, objective.needs_of("target"), num_threads)
+    for name, levels in (("source", moving), ("target", fixed)):
+        if "colors" in objective.needs_of(name):
+            objective.require("colors", name, levels.cloud)
+    result = RegistrationResult(transformation=np.eye(4) if T_init is None else np.asarray(T_init, dtype=np.float64))
     base = convergence or Convergence(rmse=1e-6 * fixed.cloud.extent)
     history: list[Record] = []
     timings: dict[str, float] = {}
