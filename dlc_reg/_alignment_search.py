@@ -90,12 +90,17 @@ def search(
         canvas = max(height, 8 * SCALE), max(width, 8 * SCALE)
         image, covered = warp(source, matrix[None], canvas)
         holds = reduced(warp(masks[0].to(source), matrix[None], canvas)[0] * covered[:, None], SCALE)
-        score, peak = peaks(correlations(patches, standardised(encode(image, 0), holds)[0], holds[0, 0]), patches)
+        maps = standardised(encode(image, 0), holds)[0]
+        if min(maps.shape[-2:]) < patches.shape[-1]:  # a narrow image holds no patch
+            continue
+        score, peak = peaks(correlations(patches, maps, holds[0, 0]), patches)
         place = project(places[0] @ torch.linalg.inv(coarser(SCALE) @ matrix), peak.reshape(-1, 2)).reshape(peak.shape)
         found.append((score, place, matrix.expand(*score.shape, 3, 3)))
-    score, place, frame = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
     middle = torch.eye(3, dtype=torch.float64)
     middle[:2, :2] *= places[1][0, 0] / places[0][0, 0]
+    if not found:
+        return middle[None]
+    score, place, frame = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
     return torch.cat([agreed(best_apart(Matches(middles, place, score, frame)), places, scale, count), middle[None]])
 
 

@@ -18,6 +18,7 @@ COLUMNS = [
     *ENTRIES,
     *("seconds", "error"),
 ]
+LONGEST = 10_000  # letters of a cell: what reads it again has a limit
 ERROR = "error"  # counted in place of a verdict
 
 
@@ -32,6 +33,8 @@ class Output:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        if not isinstance(path, (str, os.PathLike)):
+            raise InputError("output", f"a {type(path).__name__}", "the path of a CSV file")
         self.path = Path(path).expanduser()
         self.done: set[str] = set()
         self.counts: Counter[str] = Counter()
@@ -43,12 +46,15 @@ class Output:
         exists = self.path.exists()
         if (exists and not self.path.is_file()) or not os.access(self.path if exists else self.path.parent, os.W_OK):
             raise InputError("output", shown, "a file that may be written")
-        self._end = self._read() if exists else 0
+        if exists:
+            self._read()
         self._file: BinaryIO | None = None
 
     def _read(self) -> int:
         """Takes in the rows; returns where the last complete one ends."""
         end = 0
+        self.done.clear()
+        self.counts.clear()
         with self.path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 row = _cells(line)
@@ -65,9 +71,10 @@ class Output:
         return end
 
     def __enter__(self) -> Output:
+        end = self._read() if self.path.exists() else 0  # again: it may have been written to since
         self._file = self.path.open("ab")
-        self._file.truncate(self._end)
-        if not self._end:
+        self._file.truncate(end)
+        if not end:
             self._write(COLUMNS)
         return self
 
@@ -77,7 +84,7 @@ class Output:
 
     def add(self, row: Sequence[object]) -> None:
         """Writes one row, whole, by the order of `COLUMNS`; line breaks and what cannot be printed become blanks."""
-        cells = ["" if cell is None else str(cell) for cell in row]
+        cells = ["" if cell is None else str(cell)[:LONGEST] for cell in row]
         cells = ["".join(letter if letter.isprintable() else " " for letter in cell) for cell in cells]
         self._write(cells)
         self._count(cells)

@@ -67,7 +67,7 @@ class Stages:
         if self._progress:
             from tqdm import tqdm
 
-            self._bar: Any = tqdm(total=5, bar_format="{desc:8s} |{bar:30}| {elapsed}", leave=False)
+            self._bar: Any = tqdm(total=7, bar_format="{desc:8s} |{bar:30}| {elapsed}", leave=False)
         return self
 
     def __exit__(self, *_: object) -> None:

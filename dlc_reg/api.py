@@ -159,9 +159,12 @@ class Options:
             raise InputError("device", repr(self.device), "'cpu' or None: only dlc_reg.ops has CUDA kernels")
 
     def read(self, cloud: Any, name: str, viewpoint: ArrayLike | None) -> PointCloud:
-        return PointCloud.from_any(
+        read = PointCloud.from_any(
             cloud, name=name, viewpoint=viewpoint, remove_non_finite=self.remove_non_finite, seed=self.seed
         )
+        if self.method == "colored":
+            OBJECTIVES["colored"].require("colors", name, read)
+        return read
 
 
 class Prepared:
@@ -303,8 +306,10 @@ def _register_rigid(task: _Task, stages: Stages) -> RegistrationResult:
             result.settings["free_motions"] = [motion.text for motion in evidence.free_motions]
             result.settings["free_twists"] = [motion.about(target.origin).tolist() for motion in evidence.free_motions]
         result.verdict, result.verdict_reasons = verification.decide(evidence, result, search.oriented)
-        # the trust was calibrated on shapes alone, and cannot count on what only the colours say
-        result.verdict_reasons += [f"the matched surface {motion.text}; its colours hold it" for motion in held]
+        if held and result.verdict is not Verdict.FAILED:
+            shape = "; ".join(f"the matched surface {motion.text}" for motion in held)
+            result.verdict = Verdict.DOUBTFUL
+            result.verdict_reasons = [f"{shape}: only the colours hold the pose, and no evidence here looks at colours"]
         ratio = max(source.extent, target.extent) / min(source.extent, target.extent)
         if result.verdict is Verdict.FAILED and ratio > SUSPECT_EXTENT_RATIO:
             result.verdict_reasons.append(

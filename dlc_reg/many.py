@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
 from itertools import chain, islice
@@ -81,7 +81,7 @@ def register_many(
         InputError: Bad options or output, or a list that is wrong (an iterable's item when its turn comes); a name used
             twice, where there is an output.
         concurrent.futures.BrokenExecutor: A process died and the executor cannot be made anew. The pairs in flight were
-            given out as failed; those after them were not tried, and another run with the same output goes on there.
+            given out as failed, but are not in the output: another run with it does them and those after them.
     """
     _check_options(options)
     if isinstance(in_flight, bool) or not isinstance(in_flight, int) or in_flight < 1:
@@ -115,9 +115,12 @@ def _run(entries: Iterator[Entry], workers: _Workers, output: Output | None, in_
         while True:
             finished, lost = workers.work(entries, in_flight)
             if not finished and not lost:
+                if workers.wrong is not None:
+                    raise workers.wrong
                 return
+            untried = set() if workers.replaceable else {entry.name for entry in lost}
             for record in chain(finished, workers.again(lost)):
-                if output is not None:
+                if output is not None and record.name not in untried:
                     output.add(_row(record))
                 yield record
             if lost and not workers.replaceable:
@@ -133,6 +136,7 @@ class _Workers:
         self.replaceable = self._make is not None
         self._options = options
         self._pending: dict[Future[Any], Entry] = {}
+        self.wrong: InputError | None = None  # of the list: raised when what is in flight is done
 
     def __enter__(self) -> _Workers:
         return self
@@ -145,12 +149,15 @@ class _Workers:
     def work(self, entries: Iterable[Entry], in_flight: int) -> tuple[list[PairResult], list[Entry]]:
         """Fills up and waits; returns what is finished, and what was in flight on an executor that broke."""
         lost: list[Entry] = []
-        for entry in islice(entries, in_flight - len(self._pending)):
-            try:
-                self._pending[self._submit(entry)] = entry
-            except BrokenExecutor:
-                lost.append(entry)
-                break
+        try:
+            for entry in islice(entries, 0 if self.wrong else in_flight - len(self._pending)):
+                try:
+                    self._pending[self._submit(entry)] = entry
+                except BrokenExecutor:
+                    lost.append(entry)
+                    break
+        except InputError as error:
+            self.wrong = error
         finished: list[PairResult] = []
         self._collect(wait(self._pending, return_when=FIRST_COMPLETED).done, finished, lost)
         if lost:
@@ -200,7 +207,7 @@ class _Workers:
             entry = self._pending.pop(future)
             try:
                 result, error, seconds = future.result()
-            except BrokenExecutor:
+            except (BrokenExecutor, CancelledError):
                 lost.append(entry)
             except Exception as failure:  # of the executor: what it could not send, or its own
                 finished.append(_failed(entry, _told(failure)))
@@ -210,7 +217,7 @@ class _Workers:
     def _discard(self) -> None:
         """Of an executor that is the caller's, nothing."""
         if self.replaceable and self._executor is not None:
-            self._executor.shutdown(cancel_futures=True)
+            self._executor.shutdown()
             self._executor = None
 
 

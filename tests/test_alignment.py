@@ -182,3 +182,12 @@ def test_the_picture(pair, tmp_path):
     result = align_images(pair[0], pair[1], init=pair[2])
     result.plot(tmp_path / "p.png")
     assert (tmp_path / "p.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "options"),
+    [((48, 900), (200, 200), {}), ((30, 1400), (200, 200), {}), ((190, 160), (170, 170), {"max_scale": 4.0})],
+)
+def test_narrow_and_shrunk_images_hold_no_patch_but_raise_nothing(source, target, options):
+    images = picture(source, seed=3).numpy(), picture(target, seed=4).numpy()
+    assert align_images(*images, method="signed", **options).verdict != "aligned"

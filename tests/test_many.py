@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -296,3 +297,26 @@ def test_bad_options_are_refused_at_once(scans, options, argument):
 def test_a_relative_list(scans, monkeypatch):
     monkeypatch.chdir(scans)
     assert [r.error for r in register_many(Path("pairs.csv"))] == [None] * 3
+
+
+def test_what_is_in_flight_is_written_before_a_wrong_item_raises(tmp_path):
+    pairs = [(tmp_path / a, tmp_path / b) for a, b in clouds(tmp_path, 3)]
+    with ThreadPoolExecutor(2) as pool, pytest.raises(InputError, match="item 3"):
+        list(register_many([*pairs, 5], executor=pool, output=tmp_path / "o.csv"))
+    assert len(Output(tmp_path / "o.csv").done) == 3
+
+
+def test_an_output_that_was_written_to_since_is_read_again(tmp_path):
+    pairs = [(tmp_path / a, tmp_path / b) for a, b in clouds(tmp_path, 3)]
+    first, second, third = (register_many(pairs[:k], output=tmp_path / "o.csv") for k in (2, 3, 3))
+    assert [len(list(run)) for run in (first, second)] == [2, 1]
+    (tmp_path / "o.csv").write_text("precious")
+    with pytest.raises(InputError, match="holds something else"):
+        list(third)
+    assert (tmp_path / "o.csv").read_text() == "precious"
+
+
+def test_an_endless_error_stays_readable(tmp_path):
+    with Output(tmp_path / "o.csv") as output:
+        output.add(["a", "s", "t", "", "", "", "", *[""] * 16, 0.0, "x" * 200_000])
+    assert Output(tmp_path / "o.csv").done == {"a"}
