@@ -226,12 +226,14 @@ def test_exponents_of_known_laws():
 
 
 def test_peak_memory_sees_what_was_freed_again():
-    from harness import peak_memory
-
-    def call() -> int:
-        return int(np.ones(64 * 2**20, dtype=np.uint8).sum())
-
-    assert 60 * 2**20 < peak_memory(call) < 90 * 2**20
+    """In a process of its own, as the benchmarks measure it: what others freed or the kernel took back would count."""
+    code = (
+        "import numpy as np; from harness import peak_memory; "
+        "print(peak_memory(lambda: int(np.ones(64 * 2**20, dtype=np.uint8).sum())))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=FOLDER, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert 60 * 2**20 < int(done.stdout) < 90 * 2**20
 
 
 def test_a_target_is_judged_by_the_fastest_of_its_peers():
