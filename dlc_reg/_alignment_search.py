@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dlc_reg._alignment_objective import coarser, standardised
-from dlc_reg._warping import Size, corners, homography_from_points, in_front, project, warp
+from dlc_reg._warping import SQUARE, Size, corners, homography_from_points, in_front, project, turns, warp
 
 Encode = Callable[[Tensor, int], Tensor]
 SCALE = 2  # pixels of the image, along x and y, that one of the maps stands for
@@ -32,7 +32,6 @@ DRAWS = 8192  # of four matches
 FAVOUR = 0.1  # a match so much better is drawn e times as often
 REACH = 0.04  # standard deviation of a match, in halves of the longer side
 IMPROVED = 500  # homographies that are fitted again, to all patches that agree
-SQUARE = torch.tensor([[-1.0, -1], [1, -1], [1, 1], [-1, 1]], dtype=torch.float64)
 
 
 class Matches(NamedTuple):
@@ -190,11 +189,10 @@ def support(homographies: Tensor, found: Matches, areas: tuple[float, float]) ->
     0 where the template would fold, mirror, or have an area outside `areas`.
     """
     corner = project(homographies, SQUARE)
-    side = corner.roll(-1, -2) - corner
-    turn = side[..., 0] * side.roll(-1, -2)[..., 1] - side[..., 1] * side.roll(-1, -2)[..., 0]
     (x, y), (u, v) = (corner[:, 2] - corner[:, 0]).unbind(-1), (corner[:, 3] - corner[:, 1]).unbind(-1)
     area = (x * v - y * u) / 2
-    fair = in_front(homographies, SQUARE, 0.2).all(-1) & (turn > 0).all(-1) & (area > areas[0]) & (area < areas[1])
+    upright = in_front(homographies, SQUARE, 0.2).all(-1) & (turns(corner) > 0).all(-1)
+    fair = upright & (area > areas[0]) & (area < areas[1])
     distance = (project(homographies, found.patch)[:, :, None] - found.place).square().sum(-1)
     said = torch.nan_to_num(found.score * (-distance / (2 * REACH**2)).exp())
     each, which = said.max(-1)

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from dlc_reg._answers import Verdict
-from dlc_reg._warping import Size, corners, in_front, project
+from dlc_reg._warping import Size, corners, in_front, project, turns
 
 FAILED_CORRELATION, LEAST_CORRELATION = 0.05, 0.25
 LEAST_GAP = 0.1  # of E, to the best other homography that was found
@@ -47,9 +47,6 @@ def _shape(homography: torch.Tensor, size: Size) -> str | None:
     points = corners(size)
     if not bool(torch.isfinite(homography).all()) or not bool(in_front(homography, points).all()):
         return "the homography sends part of the source beyond the horizon"
-    there = project(homography, points)
-    side = there.roll(-1, 0) - there
-    turn = side[:, 0] * side.roll(-1, 0)[:, 1] - side[:, 1] * side.roll(-1, 0)[:, 0]
-    if not bool((turn > 0).all()):
+    if not bool((turns(project(homography, points)) > 0).all()):
         return "the homography folds or mirrors the source"
     return None

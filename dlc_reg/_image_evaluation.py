@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from dlc_reg._image_pairs import ImagePairs
+from dlc_reg._image_pairs import PROTOCOL, ImagePairs
 from dlc_reg._tables import markdown
 from dlc_reg._warping import corner_error
 from dlc_reg.alignment import METHODS, Verdict, align_images
 from dlc_reg.errors import InputError
 
 LIMITS = (0.1, 0.5, 1, 3, 5, 10, 20)
-PROTOCOL = 192  # pixels of the papers' inputs, at which errors are told
 Image = NDArray[np.uint8]  # (H, W, 3)
 Answer = tuple[NDArray[np.float64] | None, str]  # the homography, None for no answer, and the verdict
 ImageMethod = Callable[[Image, Image], Answer]
@@ -66,6 +66,11 @@ class ImageFigures:
     @property
     def trusted(self) -> NDArray[np.bool_]:
         return np.array([verdict == Verdict.ALIGNED.value for verdict in self.verdicts])
+
+    @property
+    def wrong(self) -> NDArray[np.bool_]:
+        """Trusted, and 10 pixels off or more."""
+        return self.trusted & ~(self.errors < 10)
 
 
 def middle(source: Image, target: Image) -> Answer:
@@ -136,7 +141,11 @@ def image_method(name: str) -> ImageMethod:
             raise InputError("method", name, "OpenCV: pip install opencv-python-headless") from None
     if name in PEERS:
         return PEERS[name]
-    features = name if name in METHODS or name == "auto" else name.removeprefix("learned:")
+    return aligned_by(name if name in METHODS or name == "auto" else name.removeprefix("learned:"))
+
+
+def aligned_by(features: str | nn.Module) -> ImageMethod:
+    """`align_images` by a method's name, a file of weights, or a network."""
 
     def ours(source: Image, target: Image) -> Answer:
         result = align_images(source, target, method=features)
@@ -205,8 +214,7 @@ def image_table(figures: dict[str, ImageFigures], published: str | None = None) 
     rows = []
     for name, f in figures.items():
         judged = any(f.verdicts)
-        wrong = f.trusted & ~(f.errors < 10)
-        trust = [f"{100 * f.trusted.mean():.1f}", str(int(wrong.sum()))] if judged else ["", ""]
+        trust = [f"{100 * f.trusted.mean():.1f}", str(int(f.wrong.sum()))] if judged else ["", ""]
         rows.append([name, *(f"{100 * share:.1f}" for share in f.shares), *trust, f"{f.seconds:.3f}"])
     if published:
         for name, shares in PUBLISHED[published].items():

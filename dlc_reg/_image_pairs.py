@@ -26,6 +26,7 @@ from dlc_reg.errors import InputError
 from dlc_reg.io import read_columns
 
 Array = NDArray[Any]
+PROTOCOL = 192  # pixels of the papers' inputs, at which errors are told
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,13 +20,12 @@ from dlc_reg._image_pairs import ImageBatch
 from dlc_reg._images_recipe import ImageRecipe
 from dlc_reg._rays import Neighbourhood
 from dlc_reg._terms import Draw, Losses, convexified_loss, later_weigh_more, shared_rays
-from dlc_reg._warping import inverse, normaliser, project
+from dlc_reg._warping import SQUARE, inverse, normaliser, project
 from dlc_reg.convexify import ConvexifiedLoss
 from dlc_reg.manifold import Homography
 from dlc_reg.networks.images import LEVELS, FeatureEncoder
 from dlc_reg.updates import GaussNewton
 
-SQUARE = ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0))
 TOLERANCE = 0.05  # s: half of the template's side times this is where the unrolled loss turns from square to logarithm
 OBJECTIVE, MANIFOLD = ImageAlignment(), Homography()
 
@@ -41,15 +40,14 @@ class Encoded:
 
 def tangents_of(displacements: Tensor) -> Tensor:
     """Tangent vectors (..., 8) that move the corners of [-1, 1]^2 by displacements (..., 8) to first order."""
-    square = torch.tensor(SQUARE, dtype=torch.float64)
-    inverse = torch.linalg.inv(motion(square).reshape(8, 8))
-    tangents: Tensor = displacements @ inverse.to(displacements).mT
+    back = torch.linalg.inv(motion(SQUARE).reshape(8, 8))
+    tangents: Tensor = displacements @ back.to(displacements).mT
     return tangents
 
 
 def corner_loss(estimate: Tensor, truth: Tensor) -> Tensor:
     """log(1 + |c - c*|^2 / s^2) (..., B), the mean over the template's corners."""
-    square = torch.tensor(SQUARE).to(truth)
+    square = SQUARE.to(truth)
     there, right = (project(inverse(omega), square) for omega in (estimate, truth))
     distance: Tensor = (there - right).square().sum(-1)
     return (distance / TOLERANCE**2).log1p().mean(-1)

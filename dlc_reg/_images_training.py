@@ -11,15 +11,13 @@ import torch
 from torch import Tensor
 
 from dlc_reg._alignment_solve import descend
-from dlc_reg._image_pairs import ImageBatch, ImagePair, ImagePairs, Pictures, collate_images
+from dlc_reg._image_pairs import PROTOCOL, ImageBatch, ImagePair, ImagePairs, Pictures, collate_images
 from dlc_reg._images_losses import ImageLosses, encode_pairs
 from dlc_reg._images_recipe import ImageRecipe
 from dlc_reg._warping import corner_error, normaliser
 from dlc_reg.alignment import ARCHITECTURES, save_features
 from dlc_reg.errors import InputError
 from dlc_reg.networks.images import LEVELS, FeatureEncoder
-
-SCALE = 192  # pixels of the protocol, which errors are told in
 
 
 class ImageTask:
@@ -70,14 +68,8 @@ class ImageTask:
         192, the median error and seconds a pair."""
         training, began = network.training, time.perf_counter()
         network.eval()
-        errors = []
-        for item in range(len(held_out)):
-            batch = collate_images([held_out[item]]).to(device)
-            estimate = from_the_middle(network, batch, recipe.validation.iterations).cpu()
-            size = batch.source.shape[-2], batch.source.shape[-1]
-            errors.append(corner_error(estimate, batch.truth[0].cpu(), size) * SCALE / held_out.size)
+        e = errors_from_the_middle(network, held_out, recipe.validation.iterations, device)
         network.train(training)
-        e = torch.stack(errors)
         shares = {f"below_{limit}": (e < limit).double().mean().item() for limit in (1, 3, 10)}
         median = min(e.median().item(), 1e3)
         return {**shares, "median": median, "seconds": (time.perf_counter() - began) / len(held_out)}
@@ -87,6 +79,17 @@ class ImageTask:
 
     def save(self, path: Path, network: FeatureEncoder, card: dict[str, Any]) -> None:
         save_features(path, network, card)
+
+
+@torch.no_grad()
+def errors_from_the_middle(network: FeatureEncoder, pairs: ImagePairs, iterations: int, device: Any = None) -> Tensor:
+    """(pairs,) corner errors in pixels of `PROTOCOL`, without a search."""
+    errors = []
+    for item in range(len(pairs)):
+        batch = collate_images([pairs[item]]).to(device)
+        estimate, size = from_the_middle(network, batch, iterations).cpu(), batch.source.shape[-2:]
+        errors.append(corner_error(estimate, batch.truth[0].cpu(), (size[0], size[1])) * PROTOCOL / pairs.size)
+    return torch.stack(errors)
 
 
 def from_the_middle(network: FeatureEncoder, batch: ImageBatch, iterations: int) -> Tensor:

@@ -1,12 +1,15 @@
-"""The lengths of a registration, and the clock of its stages."""
+"""The lengths of a registration, the clock of its stages, and what is done to its clouds and pairs before and after."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud
@@ -83,3 +86,31 @@ class Stages:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
         if self._progress:
             self._bar.update()
+
+
+def scaled(cloud: PointCloud, scale: float) -> PointCloud:
+    """The cloud in coordinates that are `scale` times as large."""
+    return replace(
+        cloud,
+        points=cloud.points * scale,
+        origin=cloud.origin * scale,
+        covariances=None if cloud.covariances is None else cloud.covariances * scale**2,
+        viewpoint=None if cloud.viewpoint is None else cloud.viewpoint * scale,
+    )
+
+
+def radius(cloud: PointCloud) -> float:
+    """Root mean square distance from the mean, of the points thinned evenly."""
+    points = cloud.voxel_downsample(cloud.extent / 50).points.double()
+    return float((points - points.mean(0)).square().sum(1).mean().sqrt())
+
+
+def as_given(pairs: NDArray[np.int32], source: PointCloud, target: PointCloud) -> NDArray[np.int32]:
+    """Rows in the clouds as they were given, before points were dropped."""
+    if not len(pairs) or (source.kept is None and target.kept is None):
+        return pairs
+    rows = [
+        pairs[:, side] if cloud.kept is None else cloud.kept.numpy()[pairs[:, side]]
+        for side, cloud in enumerate((source, target))
+    ]
+    return np.stack(rows, axis=1).astype(np.int32)

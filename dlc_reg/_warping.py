@@ -17,6 +17,10 @@ Size = tuple[int, int]
 """(height, width) in pixels, the order of an array's shape."""
 
 
+SQUARE = torch.tensor([[-1.0, -1], [1, -1], [1, 1], [-1, 1]], dtype=torch.float64)
+"""(4, 2): the corners of [-1, 1]^2, clockwise where y points down."""
+
+
 def normaliser(size: Size, *, device: Any = None) -> Tensor:
     """(3, 3) float64: pixel coordinates of an image of this size -> normalised ones."""
     height, width = size
@@ -80,6 +84,13 @@ def homography_from_points(source: Tensor, target: Tensor, weight: Tensor | None
     entries: Tensor = torch.linalg.solve_ex(system, right)[0][..., 0]
     whole = torch.cat([entries, torch.ones_like(entries[..., :1])], dim=-1)
     return whole.reshape(*whole.shape[:-1], 3, 3)
+
+
+def turns(quadrilateral: Tensor) -> Tensor:
+    """(..., 4): how far each side of (..., 4, 2) turns into the next; all above 0: it neither folds nor mirrors."""
+    side = quadrilateral.roll(-1, -2) - quadrilateral
+    after = side.roll(-1, -2)
+    return side[..., 0] * after[..., 1] - side[..., 1] * after[..., 0]
 
 
 def corner_error(estimate: Tensor, truth: Tensor, size: Size) -> Tensor:

@@ -24,7 +24,7 @@ from dlc_reg._alignment_result import AlignmentResult
 from dlc_reg._alignment_solve import ITERATIONS, KEPT, Descent, Sides, corner_std, correlation, descend
 from dlc_reg._alignment_verdict import judge
 from dlc_reg._answers import Verdict
-from dlc_reg._warping import corner_error, corners, homography_from_corners, in_front, inverse, project
+from dlc_reg._warping import SQUARE, corner_error, corners, homography_from_corners, in_front, inverse, project
 from dlc_reg.errors import InputError
 from dlc_reg.networks.files import load_network, save_network
 from dlc_reg.networks.images import FeatureEncoder, Gradients, Intensity
@@ -242,9 +242,6 @@ def _check_limits(rotation: float, scale: float, longest: int) -> None:
 
 def _shift(x: float, y: float) -> NDArray[Any] | Tensor:
     return torch.tensor([[1, 0, x], [0, 1, y], [0, 0, 1]], dtype=torch.float64)
-
-
-SQUARE = torch.tensor([[-1.0, -1], [1, -1], [1, 1], [-1, 1]], dtype=torch.float64)
 
 
 def _apart(omega: Tensor, other: Tensor) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from dlc_reg._register_parts import WHOLE_CLOUD, Lengths, Stages
+from dlc_reg._register_parts import WHOLE_CLOUD, Lengths, Stages, as_given, radius, scaled
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud, check_pair, globalize, localize
 from dlc_reg.iterate import Status
@@ -162,8 +162,9 @@ class Options:
         read = PointCloud.from_any(
             cloud, name=name, viewpoint=viewpoint, remove_non_finite=self.remove_non_finite, seed=self.seed
         )
-        if self.method == "colored":
-            OBJECTIVES["colored"].require("colors", name, read)
+        objective = OBJECTIVES.get(self.method, SEARCHED)
+        if "colors" in objective.needs_of(name):
+            objective.require("colors", name, read)
         return read
 
 
@@ -235,7 +236,7 @@ class Prepared:
             "num_threads": options.num_threads,
             "seed": options.seed,
         }
-        result.correspondence_set = _as_given(result.correspondence_set, moving, fixed)
+        result.correspondence_set = as_given(result.correspondence_set, moving, fixed)
         result.clouds = (moving, fixed)
         result.timings = stages.seconds
         return result
@@ -298,18 +299,13 @@ def _register_rigid(task: _Task, stages: Stages) -> RegistrationResult:
     with stages("verify"):
         final = torch.from_numpy(localize(result.transformation, source, target))
         evidence = verification.gather(search, final, candidates, target.origin)
-        held = evidence.free_motions if options.method == "colored" and not result.settings["free_motions"] else ()
-        if held:
-            evidence = replace(evidence, free_motions=())
-        if evidence.free_motions:
+        held = options.method == "colored" and not result.settings["free_motions"]
+        if evidence.free_motions and not held:
             result.covariance = None
             result.settings["free_motions"] = [motion.text for motion in evidence.free_motions]
             result.settings["free_twists"] = [motion.about(target.origin).tolist() for motion in evidence.free_motions]
-        result.verdict, result.verdict_reasons = verification.decide(evidence, result, search.oriented)
-        if held and result.verdict is not Verdict.FAILED:
-            shape = "; ".join(f"the matched surface {motion.text}" for motion in held)
-            result.verdict = Verdict.DOUBTFUL
-            result.verdict_reasons = [f"{shape}: only the colours hold the pose, and no evidence here looks at colours"]
+        judged = verification.decide(evidence, result, search.oriented, held_by_colors=held)
+        result.verdict, result.verdict_reasons = judged
         ratio = max(source.extent, target.extent) / min(source.extent, target.extent)
         if result.verdict is Verdict.FAILED and ratio > SUSPECT_EXTENT_RATIO:
             result.verdict_reasons.append(
@@ -343,11 +339,11 @@ def _register_similar(task: _Task, stages: Stages) -> RegistrationResult:
     if task.start is not None:
         scales = [float(np.cbrt(np.linalg.det(task.start[:3, :3])))]
     else:
-        scales = [_radius(target) / _radius(source) * factor for factor in SCALE_FACTORS]
+        scales = [radius(target) / radius(source) * factor for factor in SCALE_FACTORS]
     best: tuple[RegistrationResult, float] | None = None
     for scale in scales:
         start = None if task.start is None else task.start @ np.diag([1 / scale] * 3 + [1.0])
-        result = _register_rigid(replace(task, source=_scaled(source, scale), start=start), stages)
+        result = _register_rigid(replace(task, source=scaled(source, scale), start=start), stages)
         if best is None or result.settings["trust"] > best[0].settings["trust"]:
             best = result, scale
         if result.verdict is Verdict.ALIGNED:
@@ -378,30 +374,3 @@ def _register_similar(task: _Task, stages: Stages) -> RegistrationResult:
     if similar.status is Status.NO_CORRESPONDENCES:
         similar.verdict, similar.verdict_reasons = Verdict.FAILED, [similar.status.value]
     return similar
-
-
-def _scaled(cloud: PointCloud, scale: float) -> PointCloud:
-    return replace(
-        cloud,
-        points=cloud.points * scale,
-        origin=cloud.origin * scale,
-        covariances=None if cloud.covariances is None else cloud.covariances * scale**2,
-        viewpoint=None if cloud.viewpoint is None else cloud.viewpoint * scale,
-    )
-
-
-def _radius(cloud: PointCloud) -> float:
-    """Root mean square distance from the mean, of the points thinned evenly."""
-    points = cloud.voxel_downsample(cloud.extent / 50).points.double()
-    return float((points - points.mean(0)).square().sum(1).mean().sqrt())
-
-
-def _as_given(pairs: NDArray[np.int32], source: PointCloud, target: PointCloud) -> NDArray[np.int32]:
-    """Rows in the clouds as they were given, before points were dropped."""
-    if not len(pairs) or (source.kept is None and target.kept is None):
-        return pairs
-    rows = [
-        pairs[:, side] if cloud.kept is None else cloud.kept.numpy()[pairs[:, side]]
-        for side, cloud in enumerate((source, target))
-    ]
-    return np.stack(rows, axis=1).astype(np.int32)

@@ -15,8 +15,9 @@ from pictures import picture
 from dlc_reg._alignment_objective import motion
 from dlc_reg._image_evaluation import ImageFigures, evaluate_images, image_method
 from dlc_reg._image_pairs import ImagePairs, Pictures, collate_images
-from dlc_reg._images_losses import MANIFOLD, OBJECTIVE, SQUARE, encode_pairs
+from dlc_reg._images_losses import MANIFOLD, OBJECTIVE, encode_pairs
 from dlc_reg._images_training import TASK
+from dlc_reg._warping import SQUARE
 from dlc_reg.alignment import load_features
 from dlc_reg.convexify import star_violation
 from dlc_reg.networks.images import FeatureEncoder, Intensity
@@ -151,7 +152,7 @@ def test_errors_are_those_of_validation_and_iterations_count(study):
     medians = []
     for count in (1, 10):
         recipe = load_recipe(PHOTOGRAPHS, [*SMALL, f"validation.iterations={count}"])
-        medians.append(float(np.median(study.errors_of(network, pairs, count))))
+        medians.append(float(np.median(study.errors_from_the_middle(network, pairs, count))))
         assert medians[-1] == pytest.approx(TASK.validate(network, pairs, recipe, "cpu")["median"])
     assert medians[0] > 1.2 * medians[1]
 
@@ -204,7 +205,7 @@ def test_violations_are_those_of_a_direct_computation(study, monkeypatch):
 
 def test_the_basin_is_the_reach_before_the_first_that_violates(study, monkeypatch):
     """Rays that move a corner by more than 0.3 violate, and those of the level at 1/2 always."""
-    to_corners = motion(torch.tensor(SQUARE)).reshape(8, 8)
+    to_corners = motion(SQUARE.float()).reshape(8, 8)
 
     def violated(level, truth, rays):
         always = level.template.shape[1] > 64  # pixels of the template: 16 x 16 at 1/2, 8 x 8 at 1/4

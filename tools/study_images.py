@@ -30,13 +30,11 @@ from torch import Tensor
 
 from dlc_reg import convexify
 from dlc_reg._alignment_objective import Level
-from dlc_reg._image_evaluation import PROTOCOL, Answer, Image, evaluate_images
+from dlc_reg._image_evaluation import aligned_by, evaluate_images
 from dlc_reg._image_pairs import ImagePairs, Pictures, collate_images
 from dlc_reg._images_losses import MANIFOLD, OBJECTIVE, CornerBox, encode_pairs
 from dlc_reg._images_recipe import ImageRecipe
-from dlc_reg._images_training import from_the_middle
-from dlc_reg._warping import corner_error
-from dlc_reg.alignment import align_images
+from dlc_reg._images_training import errors_from_the_middle
 from dlc_reg.networks.images import FeatureEncoder
 from dlc_reg.training import Recipe
 
@@ -87,7 +85,7 @@ def measure(network: FeatureEncoder, data: Pictures, recipe: ImageRecipe, option
     """All figures of one network."""
     small, large = pairs_of(data, recipe, options)
     most = recipe.validation.iterations
-    errors = {count: errors_of(network, small, count) for count in (*ITERATIONS, most)}
+    errors = {count: errors_from_the_middle(network, small, count).numpy() for count in (*ITERATIONS, most)}
     return {
         "middle": {"iterations": most, **shares_of(errors[most])},
         "convergence": {str(count): min(float(np.median(errors[count])), 1e3) for count in ITERATIONS},
@@ -96,27 +94,10 @@ def measure(network: FeatureEncoder, data: Pictures, recipe: ImageRecipe, option
     }
 
 
-@torch.no_grad()
-def errors_of(network: FeatureEncoder, pairs: ImagePairs, iterations: int) -> NDArray[np.float64]:
-    """Corner errors (pairs,) from the middle of the input, without a search."""
-    errors = []
-    for k in range(len(pairs)):
-        batch = collate_images([pairs[k]])
-        estimate, size = from_the_middle(network, batch, iterations), (batch.source.shape[-2], batch.source.shape[-1])
-        errors.append(float(corner_error(estimate, batch.truth[0], size)) * PROTOCOL / pairs.size)
-    return np.array(errors)
-
-
 def searched(network: FeatureEncoder, pairs: ImagePairs) -> dict[str, float]:
     """Figures of `align_images`: shares by corner error, the share trusted, and how many of these are wrong."""
-
-    def ours(source: Image, target: Image) -> Answer:
-        result = align_images(source, target, method=network)
-        return result.homography, result.verdict.value
-
-    found = evaluate_images(pairs, {"ours": ours})["ours"]
-    wrong = found.trusted & ~(found.errors < 10)
-    trust = {"trusted": float(found.trusted.mean()), "wrong": int(wrong.sum())}
+    found = evaluate_images(pairs, {"ours": aligned_by(network)})["ours"]
+    trust = {"trusted": float(found.trusted.mean()), "wrong": int(found.wrong.sum())}
     return {**shares_of(found.errors), **trust, "seconds": found.seconds}
 
 

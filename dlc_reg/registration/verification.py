@@ -127,8 +127,10 @@ def trust(evidence: Evidence, oriented: bool) -> float:
     return 1 / (1 + math.exp(-min(max(logit, -50.0), 50.0)))
 
 
-def decide(evidence: Evidence, result: RegistrationResult, oriented: bool) -> tuple[Verdict, list[str]]:
-    """The verdict, and its reasons as sentences."""
+def decide(
+    evidence: Evidence, result: RegistrationResult, oriented: bool, *, held_by_colors: bool = False
+) -> tuple[Verdict, list[str]]:
+    """The verdict, and its reasons as sentences. `held_by_colors`: the colours hold what the shapes leave free."""
     if result.status in (Status.NO_CORRESPONDENCES, Status.DIVERGED) or not len(result.correspondence_set):
         status = result.status if len(result.correspondence_set) else Status.NO_CORRESPONDENCES
         return Verdict.FAILED, [status.value]
@@ -140,12 +142,16 @@ def decide(evidence: Evidence, result: RegistrationResult, oriented: bool) -> tu
     free = [
         f"the matched surface {motion.text}, so that the pose is not determined" for motion in evidence.free_motions
     ]
+    hopeless = p < HOPELESS and evidence.overlap < PLAUSIBLE_OVERLAP
+    if evidence.free_motions and held_by_colors and not hopeless:
+        shape = "; ".join(f"the matched surface {motion.text}" for motion in evidence.free_motions)
+        return Verdict.DOUBTFUL, [f"{shape}: only the colours hold the pose, and no evidence here looks at colours"]
     if free and evidence.overlap > PLAUSIBLE_OVERLAP:
         return Verdict.AMBIGUOUS, [*free, facts]
     rival = evidence.rival_overlap > RIVAL_OVERLAP * evidence.overlap and abs(evidence.gap) < RIVAL_GAP
     if rival and evidence.overlap > PLAUSIBLE_OVERLAP:
         return Verdict.AMBIGUOUS, [f"a different pose explains the clouds as well (symmetric or repetitive?): {facts}"]
-    if p < HOPELESS and evidence.overlap < PLAUSIBLE_OVERLAP:
+    if hopeless:
         return Verdict.FAILED, [f"no pose explains both clouds: {facts}"]
     if evidence.gap < 0:
         return Verdict.DOUBTFUL, [f"a different pose explains the clouds better; method 'auto' would find it: {facts}"]
