@@ -189,7 +189,7 @@ def test_violations_are_those_of_a_direct_computation(study, monkeypatch):
     with torch.no_grad():
         encoded = encode_pairs(network, collate_images([pairs[0]]))
     box = 2 * torch.rand(study.RAYS, 1, 8, generator=torch.Generator().manual_seed(7)) - 1
-    to_tangents = torch.linalg.inv(motion(torch.tensor(SQUARE, dtype=torch.float64)).reshape(8, 8)).float().mT
+    to_tangents = torch.linalg.inv(motion(SQUARE).reshape(8, 8)).float().mT
     fractions = torch.linspace(0, 1, 11)
     for name, level, reach in (("1/2", encoded.levels[1], 0.25), ("1/4", encoded.levels[2], 0.5)):
         rays = (reach * box @ to_tangents)[..., None, :] * fractions[:, None]  # (R, 1, S, 8)
