@@ -127,7 +127,8 @@ class ImagePairs(Dataset[ImagePair]):
     """Item i is the pair that (seed, i) determines: template as source, input as target, and the true homography.
 
     `size`: of the input in pixels, a multiple of 12. `zoom`: pixels of the picture that a pixel of the pair stands for.
-    `reach`: share of the protocol's perturbation. `photometric`: strength of the change of tones, 0 for none.
+    `octaves`: how often the zoom may double beyond that, drawn evenly for each pair. `reach`: share of the protocol's
+    perturbation. `photometric`: strength of the change of tones, 0 for none.
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class ImagePairs(Dataset[ImagePair]):
         *,
         size: int = 192,
         zoom: float = 1.0,
+        octaves: float = 0.0,
         reach: float = 1.0,
         photometric: float = 1.0,
     ) -> None:
@@ -146,14 +148,13 @@ class ImagePairs(Dataset[ImagePair]):
                 "seed, length, size", f"{seed}, {length}, {size}", "from 0, from 1, a multiple of 12 from 48"
             )
         height, width = pictures.picture.shape[1:3]
-        if not 0 < zoom * size <= min(height, width):
-            raise InputError(
-                "zoom", f"{zoom} for {size} pixels", f"inputs that fit into pictures of {width} x {height}"
-            )
+        if not (0 < zoom and 0 <= octaves and zoom * 2**octaves * size <= min(height, width)):
+            given = f"{zoom}, doubled {octaves} times, for {size} pixels"
+            raise InputError("zoom, octaves", given, f"inputs that fit into pictures of {width} x {height}")
         if not (0 <= reach <= 1 and 0 <= photometric <= 2):
             raise InputError("reach, photometric", f"{reach}, {photometric}", "from 0 to 1, from 0 to 2")
         self.pictures, self.seed, self.size, self.zoom = pictures, seed, size, zoom
-        self.reach, self.photometric = reach, photometric
+        self.octaves, self.reach, self.photometric = octaves, reach, photometric
         self._length = len(pictures) if length is None else length
 
     def __len__(self) -> int:
@@ -166,14 +167,15 @@ class ImagePairs(Dataset[ImagePair]):
         index = item % len(self.pictures)
         if self._length > len(self.pictures):
             index = int(rng.integers(len(self.pictures)))
-        place = [rng.integers(int(n - self.zoom * self.size) + 1) for n in self.pictures.picture.shape[1:3]]
+        zoom = self.zoom * 2 ** (self.octaves * rng.uniform()) if self.octaves else self.zoom
+        place = [rng.integers(int(n - zoom * self.size) + 1) for n in self.pictures.picture.shape[1:3]]
         truth = draw_homography(self.size, rng, self.reach)
         first = _image(self.pictures.picture[index])
         other = first if self.pictures.partner is None else _image(self.pictures.partner[index])
-        cut = _crop_of(place, self.zoom)
+        cut = _crop_of(place, zoom)
         template = 2 * self.size // 3
-        target = _seen(first, torch.linalg.inv(cut), self.size, self.zoom)
-        source = _seen(other, torch.linalg.inv(cut @ truth), template, self.zoom)
+        target = _seen(first, torch.linalg.inv(cut), self.size, zoom)
+        source = _seen(other, torch.linalg.inv(cut @ truth), template, zoom)
         return ImagePair(_retoned(source, rng, self.photometric), _retoned(target, rng, self.photometric), truth, index)
 
 

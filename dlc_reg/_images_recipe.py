@@ -28,12 +28,13 @@ class ImageData:
 
     size: int = 96
     zoom: float = 2.0
+    octaves: float = 0.0  # by which the zoom may be larger
     reach: float = 1.0
     photometric: float = 1.0
     workers: int = 0  # processes that make pairs
 
     def __post_init__(self) -> None:
-        at_least("data", self, size=48, zoom=0, reach=0, photometric=0, workers=0)
+        at_least("data", self, size=48, zoom=0, octaves=0, reach=0, photometric=0, workers=0)
 
 
 @dataclass(frozen=True)

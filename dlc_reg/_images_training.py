@@ -47,6 +47,7 @@ class ImageTask:
                 count,
                 size=settings.size,
                 zoom=settings.zoom,
+                octaves=settings.octaves,
                 reach=settings.reach,
                 photometric=settings.photometric,
             )
