@@ -47,7 +47,7 @@ def command(
     Exit codes are for all lines of the output: 0 all trusted, 2 some doubtful or ambiguous, 3 some failed.
     """
     options = arguments(search) | {"remove_non_finite": not strict}
-    executor = None if workers is None else partial(_processes, workers)
+    executor = None if workers is None else partial(processes, workers)
     if workers is not None and options["num_threads"] is None:
         del options["num_threads"]  # one thread for each
     began = time.perf_counter()
@@ -80,7 +80,7 @@ def command(
     return _exit_code(counts)
 
 
-def _processes(workers: int) -> ProcessPoolExecutor:
+def processes(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_the_command)
 
 

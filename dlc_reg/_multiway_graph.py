@@ -33,8 +33,9 @@ class Link:
     """One registration of `source` onto `target`, both numbers of clouds.
 
     pose (4, 4): T_target_source, local. information (6, 6): of a left update of it about `pivot` (3,), target-local.
-    moments (4, 4): the mean of (p, 1) (p, 1)^T over the source's local points. tolerance: by how much the graph may move
-    these points, root mean square, from where the registration has them. trusted: its verdict is aligned, with `trust`.
+    moments (4, 4): the mean of (p, 1) (p, 1)^T over the source's local points. tolerance: by how much the graph may
+    move these points, root mean square, from where the registration has them. trusted: its verdict is aligned, and the
+    more certainly the greater its `trust`.
     """
 
     source: int
@@ -81,9 +82,9 @@ class _Poses:
 class Graph:
     """Links between `count` clouds, as an objective of their poses in the first's frame (count, 4, 4).
 
-    The objective is 1/2 sum of weight xi^T information xi over the links, xi the left update of a link's pose that gives
-    what the clouds' poses make of it: the negative log-likelihood, to second order, of registrations with Gaussian
-    errors. It has its own `linearize`, link by link, for `dlc_reg.updates`.
+    The objective is 1/2 sum of weight xi^T information xi over the links, xi the left update of a link's pose that
+    gives what the clouds' poses make of it: the negative log-likelihood, to second order, of registrations with
+    Gaussian errors. It has its own `linearize`, link by link, for `dlc_reg.updates`.
     """
 
     identity: ClassVar[Tensor] = SE3().identity()
@@ -107,7 +108,8 @@ class Graph:
 
     def value(self, omega: Tensor, weights: Tensor) -> Tensor:
         off, _ = self._off(omega)
-        return 0.5 * (weights * (self._root @ off[..., None]).square().sum((-1, -2))).sum()
+        value: Tensor = 0.5 * (weights * (self._root @ off[..., None]).square().sum((-1, -2))).sum()
+        return value
 
     def linearize(self, omega: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Record]:
         off, carry = self._off(omega)
@@ -127,7 +129,7 @@ class Graph:
         return blocks.reshape(size, size), gradient[1:].reshape(size), {"value": value}
 
     def _off(self, omega: Tensor) -> tuple[Tensor, Tensor]:
-        """(links, 6), the tangent vector xi; (links, 4, 4), what carries a left update of the source's pose to xi's frame.
+        """(links, 6), the tangent vector xi; (links, 4, 4), what carries updates of the source's pose to its frame.
 
         An update exp(a) of the source's pose and exp(b) of the target's give log(exp(Ad (a - b)) exp(xi)), Ad of that.
         """
@@ -202,9 +204,9 @@ def settle(count: int, links: Sequence[Link]) -> tuple[Array, Flags, Array]:
 
     The start is a tree of trusted links, the one that the other links contradict least (`_agreed_tree`). From there the
     graph is minimised again and again, each link with the weight of Geman and McClure's kernel for its displacement,
-    whose width shrinks to the link's tolerance (graduated non-convexity, as in Yang et al., RA-L 2020; for the kernel as
-    a line process, Zhou, Park and Koltun, ECCV 2016). What then still disagrees is left out, untrusted links first, and
-    the rest minimised without a kernel, so that wrong links leave no trace.
+    whose width shrinks to the link's tolerance (graduated non-convexity, as in Yang et al., RA-L 2020; for the kernel
+    as a line process, Zhou, Park and Koltun, ECCV 2016). What then still disagrees is left out, untrusted links first,
+    and the rest minimised without a kernel, so that wrong links leave no trace.
     """
     out = np.ones(len(links), np.bool_)
     while True:
@@ -272,10 +274,10 @@ def _spanning(graph: Graph, costs: Array) -> list[int]:
     """The trusted links of a spanning tree of least cost (Kruskal)."""
     tree: list[int] = []
     label = list(range(graph.count))
-    for n in np.argsort(np.where(graph.trusted, costs, np.inf), kind="stable")[: graph.trusted.sum()]:
+    for n in map(int, np.argsort(np.where(graph.trusted, costs, np.inf), kind="stable")[: graph.trusted.sum()]):
         a, b = label[graph.links[n].source], label[graph.links[n].target]
         if a != b:
-            tree.append(int(n))
+            tree.append(n)
             label = [b if at == a else at for at in label]
     return tree
 
@@ -283,9 +285,9 @@ def _spanning(graph: Graph, costs: Array) -> list[int]:
 def _exchanged(graph: Graph, tree: list[int], agreeing: Flags) -> tuple[list[int], Flags] | None:
     """The first tree with which more trusted links agree, one link of this exchanged for one that disagrees with it."""
     _, steps = _along(graph, tree)
-    for n in np.flatnonzero(~agreeing):
+    for n in map(int, np.flatnonzero(~agreeing)):
         for old in _path(graph, steps, graph.links[n].source, graph.links[n].target):
-            other = [int(n) if at == old else at for at in tree]
+            other = [n if at == old else at for at in tree]
             found = _agreeing(graph, other)
             if found.sum() > agreeing.sum():
                 return other, found

@@ -23,6 +23,7 @@ from dlc_reg import io, ops
 from dlc_reg._align_command import command as align_command
 from dlc_reg._evaluate_command import command as evaluate_command
 from dlc_reg._many_command import command as many_command
+from dlc_reg._multiway_command import command as multiway_command
 from dlc_reg._report_page import matrix_text, number, rotation_axis, total_seconds, versions
 from dlc_reg._search_options import arguments, in_options, search_options
 from dlc_reg.errors import InputError
@@ -337,6 +338,7 @@ def _samples() -> Path:
 main.add_command(align_command)
 main.add_command(evaluate_command)
 main.add_command(many_command)
+main.add_command(multiway_command)
 
 if __name__ == "__main__":
     main()

@@ -22,7 +22,17 @@ from dlc_reg._pcd import write_pcd
 from dlc_reg._ply import write_ply
 from dlc_reg.errors import InputError
 
-__all__ = ["MESH_SAMPLES", "RawCloud", "Surface", "as_points", "from_scene", "read", "sample_surface", "write"]
+__all__ = [
+    "MESH_SAMPLES",
+    "READERS",
+    "RawCloud",
+    "Surface",
+    "as_points",
+    "from_scene",
+    "read",
+    "sample_surface",
+    "write",
+]
 
 MESH_SAMPLES = 50_000  # spacing near 1/200 of the extent: finer than most scans of an object, small enough to be quick
 _SIGNATURES: tuple[tuple[bytes, str, tuple[str, ...]], ...] = (

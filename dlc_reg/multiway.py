@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dlc_reg._answers import Verdict, strict_json
 from dlc_reg._multiway_graph import Link, confirmed, groups, settle
+from dlc_reg._multiway_result import MultiwayEdge, MultiwayResult
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud, apply_transform, globalize, localize
-from dlc_reg.io import RawCloud
 from dlc_reg.many import PairResult, register_many
-from dlc_reg.registration.result import RegistrationResult
+from dlc_reg.registration.result import RegistrationResult, Verdict
 
 Array = NDArray[np.float64]
 Pair = tuple[int, int]
+
+__all__ = ["MultiwayEdge", "MultiwayResult", "register_multiway"]
 
 FEW = 8  # clouds, of which all pairs are registered
 SKIPS = (1, 2)  # of more: with the next and the one after it, so that triangles check the neighbours
@@ -31,109 +32,6 @@ NEAR = 0.5  # mean extents between the middles of two clouds that may close a lo
 LOOPS_EACH = 4  # loop closures tried, at most, for each cloud
 TOLERANCE_VOXELS = 2.0
 LEAST_SIGMA = 0.1  # of the median: clouds without noise would let one pair outweigh all others
-
-
-@dataclass(frozen=True, eq=False)
-class MultiwayEdge:
-    """One pair of clouds in the graph.
-
-    Attributes:
-        source, target: Numbers of the two clouds; the registration is of the source onto the target.
-        result: What `register` found, without its clouds; None where it raised.
-        used: Whether the poses rest on it.
-        reason: Why it is used or not.
-        residual: By how much `poses` move the source's points from where the registration has them: root mean square,
-            in the points' unit. NaN where a pose or the registration is missing.
-    """
-
-    source: int
-    target: int
-    result: RegistrationResult | None
-    used: bool
-    reason: str
-    residual: float
-
-
-@dataclass(eq=False)
-class MultiwayResult:
-    """The poses of many clouds in the frame of the first, with the evidence for them.
-
-    Attributes:
-        poses: (K, 4, 4) float64, T_world_cloud: p_world = R p + t; the world is the first cloud's frame. NaN for a cloud
-            that no chain of trusted pairs connects with the first.
-        names: What the clouds are called: a path's last part, else the number.
-        edges: Every pair that was registered.
-        unconnected: The numbers of the clouds without a pose.
-        groups: The clouds that used and trusted pairs connect, each group in order, that of the first cloud first.
-        verdict: ALIGNED: all clouds have a pose by pairs with the verdict aligned, and these do not contradict each
-            other, or those that hold outvote each one that does not. DOUBTFUL: some clouds have none, or trusted pairs
-            contradict each other and nothing else says which are wrong. FAILED: no cloud is connected with the first.
-        verdict_reasons: Sentences.
-        settings, timings: Every number that was chosen, and seconds a stage.
-        clouds: The clouds as `PointCloud`s.
-    """
-
-    poses: Array
-    names: list[str]
-    edges: list[MultiwayEdge]
-    unconnected: list[int]
-    groups: list[list[int]]
-    verdict: Verdict
-    verdict_reasons: list[str]
-    settings: dict[str, Any] = field(default_factory=dict)
-    timings: dict[str, float] = field(default_factory=dict)
-    clouds: list[PointCloud] = field(default_factory=list, repr=False)
-
-    def merged(self) -> PointCloud:
-        """The clouds that have a pose as one, in the world's frame; normals and colours where all of them have them."""
-        points, normals, colors = [], [], []
-        for cloud, pose in zip(self.clouds, self.poses, strict=True):
-            if np.isfinite(pose).all():
-                points.append(apply_transform(pose, cloud.to_absolute()))
-                normals.append(None if cloud.normals is None else cloud.normals.double().numpy() @ pose[:3, :3].T)
-                colors.append(None if cloud.colors is None else cloud.colors.double().numpy())
-        raw = RawCloud(np.concatenate(points), _joined(normals), _joined(colors))
-        return PointCloud.from_any(raw, name="merged")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but the clouds, in plain Python types; the poses of clouds that have none are None."""
-        return {
-            "verdict": self.verdict.value,
-            "verdict_reasons": list(self.verdict_reasons),
-            "names": list(self.names),
-            "poses": [pose.tolist() if np.isfinite(pose).all() else None for pose in self.poses],
-            "unconnected": list(self.unconnected),
-            "groups": [list(group) for group in self.groups],
-            "edges": [
-                {
-                    "source": edge.source,
-                    "target": edge.target,
-                    "used": edge.used,
-                    "reason": edge.reason,
-                    "residual": edge.residual,
-                    "verdict": None if edge.result is None else str(edge.result.verdict),
-                    "fitness": None if edge.result is None else edge.result.fitness,
-                    "inlier_rmse": None if edge.result is None else edge.result.inlier_rmse,
-                    "transformation": None if edge.result is None else edge.result.transformation.tolist(),
-                }
-                for edge in self.edges
-            ],
-            "settings": self.settings,
-            "timings": self.timings,
-        }
-
-    def to_json(self, **options: Any) -> str:
-        """`to_dict` as strict JSON; `options` are those of `json.dumps`."""
-        return strict_json(self.to_dict(), **options)
-
-    def __str__(self) -> str:
-        used = [edge for edge in self.edges if edge.used]
-        worst = max((edge.residual for edge in used), default=0.0)
-        return (
-            f"{self.verdict}: {'; '.join(self.verdict_reasons)}\n"
-            f"{len(self.poses) - len(self.unconnected)} of {len(self.poses)} clouds have a pose, "
-            f"{len(used)} of {len(self.edges)} pairs used, largest residual {worst:.6g}"
-        )
 
 
 def register_multiway(
@@ -149,10 +47,10 @@ def register_multiway(
 ) -> MultiwayResult:
     """Registers pairs of the clouds, makes a pose graph of the results, and finds the poses that agree with them.
 
-    Every registration is an edge, weighted by its own `information` over the variance of its residuals: what a pair does
-    not determine, it has no say in. Only pairs with the verdict aligned connect clouds; doubtful and ambiguous ones may
-    help where they agree, and a failed one is left out. Trusted pairs too may be wrong: an edge that the others
-    contradict by more than `tolerance` is left out, and says so. Where no loop passes a pair, nothing can contradict it.
+    Every registration is an edge, weighted by its own `information` over the variance of its residuals: what a pair
+    does not determine, it has no say in. Only pairs with the verdict aligned connect clouds; doubtful and ambiguous
+    ones may help where they agree, and a failed one is left out. Trusted pairs too may be wrong: an edge that the
+    others contradict by more than `tolerance` is left out, and says so. A pair that is in no loop nothing contradicts.
 
     The graph is minimised by the package's own `iterate` and `LevenbergMarquardt`, on poses relative to each cloud's
     origin, and the weights of the edges are a line process, that is an M-estimator (Geman and McClure's) by edges:
@@ -199,13 +97,14 @@ def register_multiway(
         steps = {(n + skip, n): None for skip in SKIPS for n in range(len(read) - skip)}
         records = work.register(steps)
         poses = _solved(read, records, tolerance)[0]
-        records |= work.register({pair: None for pair in _loop_candidates(read, poses, set(records))})
+        records |= work.register(dict.fromkeys(_loop_candidates(read, poses, set(records))))
     timings["register"] = time.perf_counter() - began
 
     began = time.perf_counter()
     poses, edges, links = _solved(read, records, tolerance)
-    found = groups(len(read), [links[edge.source, edge.target] for edge in edges if edge.used and _trusted(edge.result)])
     unconnected = [n for n, pose in enumerate(poses) if not np.isfinite(pose).all()]
+    holding = [links[e.source, e.target] for e in edges if _trusted(e.result) and (e.used or e.source in unconnected)]
+    found = groups(len(read), holding)
     verdict, reasons = _judge(names, edges, links, found)
     timings["optimise"] = time.perf_counter() - began
     settings = {"tolerance": tolerance, "tolerance_voxels": TOLERANCE_VOXELS if tolerance is None else None, **options}
@@ -308,7 +207,7 @@ def _trusted(result: RegistrationResult | None) -> bool:
 def _solved(
     clouds: list[PointCloud], records: Mapping[Pair, PairResult], tolerance: float | None
 ) -> tuple[Array, list[MultiwayEdge], dict[Pair, Link]]:
-    """Poses between the clouds' own coordinates, the edges in the order of `records`, and those that are in the graph."""
+    """Poses between the clouds' own coordinates, the edges in the order of `records`, and those in the graph."""
     usable = {
         pair: record.result
         for pair, record in records.items()
@@ -388,7 +287,9 @@ def _judge(
     outvoted = [edge for edge in left_out if confirmed(len(names), holding, links[edge.source, edge.target])]
     if open_ := [edge for edge in left_out if edge not in outvoted]:
         contradicted = ", ".join(map(pair, open_))
-        reasons.append(f"trusted pairs contradict each other, and nothing says which are wrong; left out: {contradicted}")
+        reasons.append(
+            f"trusted pairs contradict each other, and nothing says which are wrong; left out: {contradicted}"
+        )
     if reasons:
         return Verdict.DOUBTFUL, reasons
     loops = len(holding) - (len(names) - 1)
@@ -397,8 +298,3 @@ def _judge(
     if outvoted:
         reasons.append("outvoted by the others: " + ", ".join(map(pair, outvoted)))
     return Verdict.ALIGNED, reasons
-
-
-def _joined(parts: list[Array | None]) -> Array | None:
-    present = [part for part in parts if part is not None]
-    return np.concatenate(present) if len(present) == len(parts) else None

@@ -39,8 +39,8 @@ OWNERS = {
     "_recipe": "training", "_losses": "training", "_terms": "training", "_registration_recipe": "training",
     "_registration_training": "training", "_parallel": "training", "_training_log": "training",
     "_methods": "evaluation", "_symmetry": "evaluation", "_landscapes": "evaluation", "_tables": "evaluation",
-    "_baselines": "evaluation", "_register_parts": "api", "_many_list": "many", "_many_output": "many", "_multiway_graph": "multiway",
-    "_multiway_command": "cli",
+    "_baselines": "evaluation", "_register_parts": "api", "_many_list": "many", "_many_output": "many",
+    "_multiway_graph": "multiway", "_multiway_result": "multiway", "_multiway_command": "cli",
     "_around": "protocols", "_training_pairs": "training", "_validation": "training",
 }  # fmt: skip
 ORDERED = {
@@ -48,7 +48,13 @@ ORDERED = {
         "result", "freedom", "steps", "objectives", "icp", "global_search", "verification", "assignment", "learned",
     ]
 }  # fmt: skip
-ALLOWED = {("cli", "report"), ("t", "pipelines"), ("training", "evaluation"), ("many", "api"), ("multiway", "many")}  # among siblings
+ALLOWED = {
+    ("cli", "report"),
+    ("t", "pipelines"),
+    ("training", "evaluation"),
+    ("many", "api"),
+    ("multiway", "many"),
+}  # among siblings
 LAZY = {("registration.result", "report")}  # upwards, but only inside a function
 HEAVY = {
     "open3d", "trimesh", "plotly", "matplotlib", "pypcd4", "laspy", "scipy", "click", "tqdm", "safetensors",

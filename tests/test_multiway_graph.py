@@ -212,15 +212,13 @@ def test_a_fifth_of_the_links_wrong(seed):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_wrong_link_where_there_are_no_triangles(seed):
-    """A grid of four by four that is closed both ways, its loops of four links and more; the wrong one is trusted most."""
+    """A grid of four by four that is closed both ways, of loops of four links; the wrong one is trusted most."""
     rng = np.random.default_rng(seed)
     count = 16
     truth = poses(rng, count)
     edges = [(n, (n + 4) % 16) for n in range(16)] + [(n, n - n % 4 + (n + 1) % 4) for n in range(16)]
     bad = edges[int(rng.integers(len(edges)))]
-    links = [
-        link(rng, truth, *e, any_pose(rng) if e == bad else None, trust=0.99 if e == bad else 0.9) for e in edges
-    ]
+    links = [link(rng, truth, *e, any_pose(rng) if e == bad else None, trust=0.99 if e == bad else 0.9) for e in edges]
     found, holds, _ = settle(count, links)
     np.testing.assert_allclose(found, truth, atol=1e-9)
     assert [e for e, ok in zip(edges, holds, strict=True) if not ok] == [bad]
