@@ -31,7 +31,14 @@ from dlc_reg.geometry import PointCloud, apply_transform
 from dlc_reg.registration.result import RegistrationResult, Verdict, rotation_angle, strict_json
 from dlc_reg.report import headline
 
-EXTRAS = {"open3d": ("open3d",), "viz": ("plotly", "matplotlib"), "las": ("laspy", "lazrs"), "images": ("pillow",)}
+EXTRAS = {
+    "open3d": ("open3d",),
+    "viz": ("plotly", "matplotlib"),
+    "las": ("laspy", "lazrs"),
+    "e57": ("pye57",),
+    "parquet": ("pyarrow",),
+    "images": ("pillow",),
+}
 LENGTHS = ("voxel_size", "max_correspondence_distance")
 FILE = click.Path(path_type=Path)
 

@@ -58,7 +58,7 @@ ALLOWED = {
 LAZY = {("registration.result", "report")}  # upwards, but only inside a function
 HEAVY = {
     "open3d", "trimesh", "plotly", "matplotlib", "pypcd4", "laspy", "scipy", "click", "tqdm", "safetensors",
-    "small_gicp", "PIL", "cv2",
+    "small_gicp", "PIL", "cv2", "pyarrow", "pye57",
 }  # fmt: skip
 
 
