@@ -26,7 +26,7 @@ FLOORS = {
 }  # fmt: skip
 # a private module is a part of the public one that it was taken out of
 OWNERS = {
-    "_formats": "io", "_ply": "io", "_pcd": "io", "_answers": "io",
+    "_formats": "io", "_e57": "io", "_ply": "io", "_pcd": "io", "_answers": "io",
     "_convert": "geometry", "_warping": "geometry",
     "_rays": "convexify", "_star_convexity": "convexify",
     "_alignment_input": "alignment", "_alignment_objective": "alignment", "_alignment_search": "alignment",

@@ -163,9 +163,9 @@ def test_icp_on_real_scans_is_the_packages_point_to_point(bunny_pair):
     """Row vectors and a start included; the package's own has another rule for stopping, so that both run long."""
     source, target = thin(bunny_pair.source, 1500), thin(bunny_pair.target, 1500, seed=1)
     start = bunny_pair.T_target_source
-    parts = (torch.from_numpy(start[:3, :3].T.copy())[None], torch.from_numpy(start[:3, 3])[None])
+    parts = (torch.tensor(start[:3, :3].T)[None], torch.tensor(start[:3, 3])[None])
     init = ops.SimilarityTransform(*parts, torch.ones(1, dtype=torch.float64))
-    x, y = torch.from_numpy(source)[None], torch.from_numpy(target)[None]
+    x, y = torch.tensor(source)[None], torch.tensor(target)[None]
     found = ops.iterative_closest_point(x, y, init, max_iterations=500, relative_rmse_thr=0.0)
     assert found.converged and isinstance(found, ops.ICPSolution)
     clouds = [PointCloud.from_any(points) for points in (source, target)]
