@@ -99,7 +99,9 @@ def _read_scan(libe57: Any, image: Any, scan: Any, size: int) -> tuple[Array, Ar
     if coloured:
         scaled = [_to_unit(columns[name][valid], name, scan, prototype) for name in COLORS]
         colors = np.column_stack(scaled)
-    return at @ rotation.T + translation, colors, translation if known else None
+    with np.errstate(all="ignore"):  # of coordinates that are not finite, which are for others to judge
+        points = at @ rotation.T + translation
+    return points, colors, translation if known else None
 
 
 def _pose(scan: Any) -> tuple[Array, Array]:
