@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dlc_reg._multiway_graph import Link, confirmed, groups, settle
+from dlc_reg._multiway_graph import Link
 from dlc_reg._multiway_result import MultiwayEdge, MultiwayResult
+from dlc_reg._multiway_settle import confirmed, groups, settle
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud, apply_transform, globalize, localize
 from dlc_reg.many import PairResult, register_many

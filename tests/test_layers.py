@@ -40,7 +40,8 @@ OWNERS = {
     "_registration_training": "training", "_parallel": "training", "_training_log": "training",
     "_methods": "evaluation", "_symmetry": "evaluation", "_landscapes": "evaluation", "_tables": "evaluation",
     "_baselines": "evaluation", "_register_parts": "api", "_many_list": "many", "_many_output": "many",
-    "_multiway_graph": "multiway", "_multiway_result": "multiway", "_multiway_command": "cli",
+    "_multiway_graph": "multiway", "_multiway_result": "multiway", "_multiway_settle": "multiway",
+    "_multiway_command": "cli",
     "_around": "protocols", "_training_pairs": "training", "_validation": "training",
 }  # fmt: skip
 ORDERED = {

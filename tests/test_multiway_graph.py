@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -15,7 +16,8 @@ from scipy.linalg import expm
 from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
-from dlc_reg._multiway_graph import Graph, Link, confirmed, groups, settle
+from dlc_reg._multiway_graph import Graph, Link
+from dlc_reg._multiway_settle import confirmed, groups, settle
 from dlc_reg.manifold import SE3
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -154,7 +156,7 @@ def test_the_order_of_the_clouds_changes_the_frame_alone(seed, count):
     links = [link(rng, truth, i, j, noisy(rng, truth, i, j, 1e-3)) for i, j in edges]
     place = rng.permutation(count)  # cloud n becomes the place[n]-th
     renamed = [
-        Link(**{**one.__dict__, "source": int(place[one.source]), "target": int(place[one.target])})
+        replace(one, source=int(place[one.source]), target=int(place[one.target]))
         for one in (links[n] for n in rng.permutation(len(links)))
     ]
     one, other = settle(count, links)[0], settle(count, renamed)[0][place]
@@ -222,6 +224,24 @@ def test_a_wrong_link_where_there_are_no_triangles(seed):
     found, holds, _ = settle(count, links)
     np.testing.assert_allclose(found, truth, atol=1e-9)
     assert [e for e, ok in zip(edges, holds, strict=True) if not ok] == [bad]
+
+
+def test_a_tenth_of_the_links_of_a_long_walk_wrong():
+    """Two rounds of a circle in 60 steps: neighbours, and the second round's meetings with the first."""
+    rng = np.random.default_rng(0)
+    count, half = 60, 30
+    angles = 4 * np.pi * np.arange(count) / count
+    truth = np.array([pose([0, 0, 1], np.degrees(a), [5 * np.cos(a), 5 * np.sin(a), 0]) for a in angles])
+    truth = np.linalg.inv(truth[0]) @ truth
+    edges = [(n + skip, n) for skip in (1, 2) for n in range(count - skip)]
+    edges += [(n + half + skip, n) for n in range(half) for skip in (-1, 0, 1) if n + half + skip < count]
+    bad = set(rng.permutation(len(edges))[: len(edges) // 10].tolist())
+    links = [
+        link(rng, truth, *e, any_pose(rng) if n in bad else noisy(rng, truth, *e, 3e-3)) for n, e in enumerate(edges)
+    ]
+    found, holds, _ = settle(count, links)
+    assert set(np.flatnonzero(~holds)) == bad
+    assert np.linalg.norm((found - truth)[:, :3, 3], axis=1).max() < 0.1
 
 
 @pytest.mark.parametrize("seed", range(5))
