@@ -30,7 +30,7 @@ __all__ = ["MultiwayEdge", "MultiwayResult", "register_multiway"]
 FEW = 8  # clouds, of which all pairs are registered
 SKIPS = (1, 2)  # of more: with the next and the one after it, so that triangles check the neighbours
 NEAR = 0.5  # mean extents between the middles of two clouds that may close a loop
-LOOPS_EACH = 4  # loop closures tried, at most, for each cloud
+MORE_EACH = 4  # pairs across groups, and loop closures, tried at most for each cloud
 TOLERANCE_VOXELS = 2.0
 LEAST_SIGMA = 0.1  # of the median: clouds without noise would let one pair outweigh all others
 
@@ -63,8 +63,9 @@ def register_multiway(
         clouds: Two or more of what `register` takes. Each is read once and kept in memory.
         pairs: Which to register, (source, target) or (source, target, init) with the clouds' numbers from 0; init is
             T_target_source. None: of up to 8 clouds all pairs; of more, each with the two before it, in their order,
-            and then those pairs that the poses so far bring near each other (their middles within half their mean
-            extent), nearest first, at most four for each cloud.
+            and then pairs of clouds that are not connected so far, nearest in order first, and pairs that the poses
+            bring near each other (their middles within half their mean extent), nearest first: of both kinds at most
+            four for each cloud.
         viewpoints: For each cloud where its sensor stood, (3,) in its own frame, or None. None: as the files say.
         tolerance: By how much the graph may move a pair's points from where its registration has them, root mean
             square, in the points' unit. None: two voxels of the pair's `voxel_size`.
@@ -97,15 +98,15 @@ def register_multiway(
     else:
         steps = {(n + skip, n): None for skip in SKIPS for n in range(len(read) - skip)}
         records = work.register(steps)
-        poses = _solved(read, records, tolerance)[0]
-        records |= work.register(dict.fromkeys(_loop_candidates(read, poses, set(records))))
+        poses, edges, links = _solved(read, records, tolerance)
+        more = _candidates(read, poses, _groups(poses, edges, links), set(records))
+        records |= work.register(dict.fromkeys(more))
     timings["register"] = time.perf_counter() - began
 
     began = time.perf_counter()
     poses, edges, links = _solved(read, records, tolerance)
     unconnected = [n for n, pose in enumerate(poses) if not np.isfinite(pose).all()]
-    holding = [links[e.source, e.target] for e in edges if _trusted(e.result) and (e.used or e.source in unconnected)]
-    found = groups(len(read), holding)
+    found = _groups(poses, edges, links)
     verdict, reasons = _judge(names, edges, links, found)
     timings["optimise"] = time.perf_counter() - began
     settings = {"tolerance": tolerance, "tolerance_voxels": TOLERANCE_VOXELS if tolerance is None else None, **options}
@@ -184,16 +185,30 @@ class _Work:
         return {(i, j): found[f"{i} {j}"] for i, j in pairs}
 
 
-def _loop_candidates(clouds: list[PointCloud], poses: Array, done: set[Pair]) -> list[Pair]:
+def _candidates(clouds: list[PointCloud], poses: Array, found: list[list[int]], done: set[Pair]) -> list[Pair]:
+    """Pairs that may connect groups, nearest in order first, and pairs that may close loops, nearest in place first."""
+    count = len(clouds)
+    group = {n: at for at, members in enumerate(found) for n in members}
     middles = np.array([apply_transform(pose, c.origin[None])[0] for pose, c in zip(poses, clouds, strict=True)])
+    across: list[tuple[float, Pair]] = []
     near: list[tuple[float, Pair]] = []
-    for i, j in combinations(range(len(clouds)), 2):
-        apart = float(np.linalg.norm(middles[i] - middles[j])) / (clouds[i].extent + clouds[j].extent) * 2
-        if (j, i) not in done and apart <= NEAR:  # never for a cloud without a pose, whose middle is NaN
-            near.append((apart, (j, i)))
-    taken, tried = [], [0] * len(clouds)
-    for _, (j, i) in sorted(near):
-        if max(tried[i], tried[j]) < LOOPS_EACH:
+    for i, j in combinations(range(count), 2):
+        if (j, i) in done:
+            continue
+        if group[i] != group[j]:
+            across.append((j - i, (j, i)))
+        else:
+            apart = float(np.linalg.norm(middles[i] - middles[j])) / (clouds[i].extent + clouds[j].extent) * 2
+            if apart <= NEAR:  # never for clouds without a pose, whose middles are NaN
+                near.append((apart, (j, i)))
+    return [*_rationed(across, count), *_rationed(near, count)]
+
+
+def _rationed(scored: list[tuple[float, Pair]], count: int) -> list[Pair]:
+    """The pairs of the lowest scores, no cloud more than `MORE_EACH` times."""
+    taken, tried = [], [0] * count
+    for _, (j, i) in sorted(scored):
+        if max(tried[i], tried[j]) < MORE_EACH:
             tried[i] += 1
             tried[j] += 1
             taken.append((j, i))
@@ -244,6 +259,13 @@ def _solved(
             reason = record.error or "its registration failed: " + "; ".join(_reasons(record))
         edges.append(MultiwayEdge(i, j, record.result, used, reason, residual))
     return poses, edges, links
+
+
+def _groups(poses: Array, edges: list[MultiwayEdge], links: Mapping[Pair, Link]) -> list[list[int]]:
+    """The clouds that trusted pairs connect, without those pairs that the first's group left out."""
+    placed = [bool(np.isfinite(pose).all()) for pose in poses]
+    holding = [links[e.source, e.target] for e in edges if _trusted(e.result) and (e.used or not placed[e.source])]
+    return groups(len(poses), holding)
 
 
 def _moments(cloud: PointCloud) -> Array:

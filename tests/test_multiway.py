@@ -152,6 +152,21 @@ def test_neighbours_and_then_what_comes_near_of_many(known):
     assert found.verdict is Verdict.ALIGNED
 
 
+def test_groups_that_the_neighbours_leave_apart_are_tried_across(known):
+    """Nothing connects 0 to 4 with 5 to 11 by one step or two; three steps do."""
+    rng = np.random.default_rng(10)
+    count = 12
+    truth, clouds = poses(rng, count, shift=20.0), scattered(rng, count)
+    gap = {(j, i): Verdict.DOUBTFUL for i in range(5) for j in range(5, count) if j - i < 3}
+    answers = known(truth, clouds, verdicts=gap)
+    found = register_multiway(clouds)
+    asked = answers.asked[2 * count - 3 :]
+    assert {(5, 2), (6, 3), (7, 4)} <= set(asked) and (11, 0) not in asked
+    assert all(sum(n in pair for pair in asked) <= 4 for n in range(count))
+    np.testing.assert_allclose(found.poses, np.linalg.inv(truth[0]) @ truth, atol=1e-8)
+    assert found.verdict is Verdict.ALIGNED
+
+
 def test_given_pairs_and_starts(known):
     rng = np.random.default_rng(7)
     truth, clouds = poses(rng, 4), scattered(rng, 4)
