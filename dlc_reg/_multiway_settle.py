@@ -233,11 +233,11 @@ def _lengths(graph: Graph, steps: list[tuple[int, int, int]]) -> Array:
 
 def confirmed(count: int, links: Sequence[Link], link: Link) -> bool:
     """Whether the ends of `link` stay connected by `links` whichever one of these is taken away."""
-    route = _route(count, links, link.source, link.target, -1)
-    return route is not None and all(_route(count, links, link.source, link.target, n) is not None for n in route)
+    way = route(count, links, link.source, link.target, -1)
+    return way is not None and all(route(count, links, link.source, link.target, n) is not None for n in way)
 
 
-def _route(count: int, links: Sequence[Link], start: int, end: int, without: int) -> list[int] | None:
+def route(count: int, links: Sequence[Link], start: int, end: int, without: int) -> list[int] | None:
     """The numbers of the fewest links that lead from one cloud to another, or None."""
     at: list[list[int]] = [[] for _ in range(count)]
     for n, link in enumerate(links):
@@ -255,8 +255,8 @@ def _route(count: int, links: Sequence[Link], start: int, end: int, without: int
                 waiting.append(other)
     if end not in before:
         return None
-    route = []
+    way = []
     while end != start:
         end, n = before[end]
-        route.append(n)
-    return route
+        way.append(n)
+    return way

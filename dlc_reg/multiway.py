@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dlc_reg._multiway_graph import Link
 from dlc_reg._multiway_result import MultiwayEdge, MultiwayResult
-from dlc_reg._multiway_settle import confirmed, groups, settle
+from dlc_reg._multiway_settle import confirmed, groups, route, settle
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud, apply_transform, globalize, localize
 from dlc_reg.many import PairResult, register_many
@@ -305,7 +305,8 @@ def _judge(
         if len(largest) > 1:
             text += f"; {', '.join(names[n] for n in largest)} hang together"
         reasons.append(text)
-    holding = [links[edge.source, edge.target] for edge in edges if edge.used and _trusted(edge.result)]
+    held = [edge for edge in edges if edge.used and _trusted(edge.result)]
+    holding = [links[edge.source, edge.target] for edge in held]
     left_out = [edge for edge in edges if not edge.used and _trusted(edge.result) and np.isfinite(edge.residual)]
     outvoted = [edge for edge in left_out if confirmed(len(names), holding, links[edge.source, edge.target])]
     if open_ := [edge for edge in left_out if edge not in outvoted]:
@@ -318,6 +319,9 @@ def _judge(
     loops = len(holding) - (len(names) - 1)
     checked = f"{loops} more than a tree needs" if loops else "none of them checked by a loop"
     reasons = [f"{len(holding)} trusted pairs connect all {len(names)} clouds, {checked}"]
+    alone = [edge for n, edge in enumerate(held) if route(len(names), holding, edge.source, edge.target, n) is None]
+    if loops and alone:
+        reasons.append("in no loop, so that nothing checks them: " + ", ".join(map(pair, alone)))
     if outvoted:
         reasons.append("outvoted by the others: " + ", ".join(map(pair, outvoted)))
     return Verdict.ALIGNED, reasons

@@ -152,6 +152,15 @@ def test_neighbours_and_then_what_comes_near_of_many(known):
     assert found.verdict is Verdict.ALIGNED
 
 
+def test_pairs_that_nothing_checks_are_named(known):
+    rng = np.random.default_rng(11)
+    truth, clouds = poses(rng, 4), scattered(rng, 4)
+    known(truth, clouds)
+    found = register_multiway(clouds, pairs=[(1, 0), (2, 1), (2, 0), (3, 2)])
+    assert found.verdict is Verdict.ALIGNED
+    assert found.verdict_reasons[1:] == ["in no loop, so that nothing checks them: 3 -> 2"]
+
+
 def test_groups_that_the_neighbours_leave_apart_are_tried_across(known):
     """Nothing connects 0 to 4 with 5 to 11 by one step or two; three steps do."""
     rng = np.random.default_rng(10)
