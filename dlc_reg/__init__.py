@@ -8,6 +8,7 @@ from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud
 from dlc_reg.iterate import Solution, Status, Termination, iterate
 from dlc_reg.many import PairResult, register_many
+from dlc_reg.multiway import MultiwayEdge, MultiwayResult, register_multiway
 from dlc_reg.registration.learned.weights import load_model
 
 __version__ = "0.1.0"
@@ -16,6 +17,8 @@ __all__ = [
     "AlignmentResult",
     "ConvexifiedLoss",
     "InputError",
+    "MultiwayEdge",
+    "MultiwayResult",
     "PairResult",
     "PointCloud",
     "Prepared",
@@ -34,5 +37,6 @@ __all__ = [
     "prepare",
     "register",
     "register_many",
+    "register_multiway",
     "star_violation",
 ]

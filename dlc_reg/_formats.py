@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from dlc_reg._e57 import read_e57
 from dlc_reg._pcd import read_pcd
 from dlc_reg._ply import read_ply
 from dlc_reg.errors import InputError
@@ -159,6 +160,11 @@ def _read_las(stream: BinaryIO, size: int, suffix: str) -> RawCloud:
     return RawCloud(points, colors=colors)
 
 
+def _read_e57(stream: BinaryIO, size: int, suffix: str) -> RawCloud:
+    points, colors, viewpoint = read_e57(stream, size)
+    return RawCloud(points, colors=colors, viewpoint=viewpoint)
+
+
 def _read_mesh(stream: BinaryIO, size: int, suffix: str) -> RawCloud | Surface:
     import trimesh
 
@@ -247,4 +253,5 @@ READERS: dict[str, Callable[[BinaryIO, int, str], RawCloud | Surface]] = {
     **dict.fromkeys(TEXT_SUFFIXES, _read_text),
     **dict.fromkeys((".stl", ".obj", ".off", ".glb"), _read_mesh),
     **dict.fromkeys((".las", ".laz"), _read_las),
+    ".e57": _read_e57,
 }

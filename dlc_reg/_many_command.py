@@ -1,4 +1,4 @@
-"""`dlc-reg register-many`: the pairs of a CSV file, into a CSV file of results that a rerun continues."""
+"""`dlc-reg register-many`: the pairs of a CSV file, into results that a rerun continues."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from dlc_reg import _console as console
 from dlc_reg._many_list import read_entries
-from dlc_reg._many_output import ERROR, Output
+from dlc_reg._many_output import ERROR, open_output
 from dlc_reg._search_options import arguments, in_options, search_options
 from dlc_reg.errors import InputError
 from dlc_reg.many import register_many
@@ -29,7 +29,13 @@ FILE = click.Path(path_type=Path)
 
 @click.command("register-many", short_help="Register the pairs that a CSV file lists.")
 @click.argument("pairs", type=FILE)
-@click.option("-o", "--output", type=FILE, required=True, help="The results (csv). A file that exists is continued.")
+@click.option(
+    "-o",
+    "--output",
+    type=FILE,
+    required=True,
+    help="The results (csv, parquet). One that exists is continued.",
+)
 @click.option("--workers", type=click.IntRange(min=1), help="Processes side by side. Default: one pair after another.")
 @click.option("--allow-outside", is_flag=True, help="Let the paths in PAIRS lead out of its folder.")
 @search_options
@@ -41,18 +47,19 @@ def command(
 ) -> int:
     """Registers the pairs that PAIRS lists, a CSV file with the columns source, target and perhaps name and init.
 
-    Paths are relative to the file's folder, init is 16 numbers. Each pair becomes a line of the output as soon as it is
-    done; pairs that are there already are not done again. A pair that fails costs only itself, and says why on stderr.
+    Paths are relative to the file's folder, init is 16 numbers. Each pair becomes a line of a .csv as soon as it is
+    done, or a row of a .parquet, a folder to which files are added every ten seconds and in the end. Pairs that are
+    there already are not done again. A pair that fails costs only itself, and says why on stderr.
 
     Exit codes are for all lines of the output: 0 all trusted, 2 some doubtful or ambiguous, 3 some failed.
     """
     options = arguments(search) | {"remove_non_finite": not strict}
-    executor = None if workers is None else partial(_processes, workers)
+    executor = None if workers is None else partial(processes, workers)
     if workers is not None and options["num_threads"] is None:
         del options["num_threads"]  # one thread for each
     began = time.perf_counter()
     try:
-        done = Output(output).done
+        done = open_output(output).done
         old = Counter(entry.name in done for entry in read_entries(pairs, allow_outside=allow_outside))
         results = register_many(
             pairs,
@@ -70,7 +77,7 @@ def command(
             if record.error is not None:
                 bar.write(f"{record.name}: {record.error}", file=sys.stderr)
             bar.update()
-    counts = Output(output).counts
+    counts = open_output(output).counts
     if not quiet:
         before = f", {old[True]} of them done before" if old[True] else ""
         console.line("pairs", f"{old.total()} in {pairs}{before}")
@@ -80,7 +87,7 @@ def command(
     return _exit_code(counts)
 
 
-def _processes(workers: int) -> ProcessPoolExecutor:
+def processes(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_the_command)
 
 

@@ -20,19 +20,29 @@ def _methods() -> str:
 
 def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds them; `arguments` makes what `register` takes of their values."""
+    return _added(command, set())
+
+
+def search_options_of_many(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds those that make sense for every pair of many clouds in one frame."""
+    return _added(command, {"--with-scaling", "--source-viewpoint", "--target-viewpoint"})
+
+
+def _added(command: Callable[..., Any], left_out: set[str]) -> Callable[..., Any]:
     point: dict[str, Any] = {"nargs": 3, "type": float, "metavar": "X Y Z"}
-    options = [
-        click.option("--voxel-size", type=float, help="Length of the finest grid. Default: from the data."),
-        click.option("--max-correspondence-distance", type=float, help="Farthest match. Default: from the voxel size."),
-        click.option("--method", default="auto", show_default=True, metavar="NAME", help=_methods()),
-        click.option("--with-scaling", is_flag=True, help="Estimate a scale as well."),
-        click.option("--source-viewpoint", help="Where the sensor stood, in the source's frame.", **point),
-        click.option("--target-viewpoint", help="Where the sensor stood, in the target's frame.", **point),
-        click.option("--sensor-frame", is_flag=True, help="Both sensors stood at their clouds' origins."),
-        click.option("--num-threads", type=click.IntRange(min=1), help="Default: all cores. The result is the same."),
-        click.option("--seed", type=int, default=0, show_default=True),
-    ]
-    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+    options: dict[str, dict[str, Any]] = {
+        "--voxel-size": {"type": float, "help": "Length of the finest grid. Default: from the data."},
+        "--max-correspondence-distance": {"type": float, "help": "Farthest match. Default: from the voxel size."},
+        "--method": {"default": "auto", "show_default": True, "metavar": "NAME", "help": _methods()},
+        "--with-scaling": {"is_flag": True, "help": "Estimate a scale as well."},
+        "--source-viewpoint": {"help": "Where the sensor stood, in the source's frame.", **point},
+        "--target-viewpoint": {"help": "Where the sensor stood, in the target's frame.", **point},
+        "--sensor-frame": {"is_flag": True, "help": "Both sensors stood at their clouds' origins."},
+        "--num-threads": {"type": click.IntRange(min=1), "help": "Default: all cores. The result is the same."},
+        "--seed": {"type": int, "default": 0, "show_default": True},
+    }
+    added = [click.option(name, **how) for name, how in options.items() if name not in left_out]
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(added), command)
 
 
 def arguments(search: dict[str, Any]) -> dict[str, Any]:

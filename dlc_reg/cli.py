@@ -23,6 +23,7 @@ from dlc_reg import io, ops
 from dlc_reg._align_command import command as align_command
 from dlc_reg._evaluate_command import command as evaluate_command
 from dlc_reg._many_command import command as many_command
+from dlc_reg._multiway_command import command as multiway_command
 from dlc_reg._report_page import matrix_text, number, rotation_axis, total_seconds, versions
 from dlc_reg._search_options import arguments, in_options, search_options
 from dlc_reg.errors import InputError
@@ -30,7 +31,14 @@ from dlc_reg.geometry import PointCloud, apply_transform
 from dlc_reg.registration.result import RegistrationResult, Verdict, rotation_angle, strict_json
 from dlc_reg.report import headline
 
-EXTRAS = {"open3d": ("open3d",), "viz": ("plotly", "matplotlib"), "las": ("laspy", "lazrs"), "images": ("pillow",)}
+EXTRAS = {
+    "open3d": ("open3d",),
+    "viz": ("plotly", "matplotlib"),
+    "las": ("laspy", "lazrs"),
+    "e57": ("pye57",),
+    "parquet": ("pyarrow",),
+    "images": ("pillow",),
+}
 LENGTHS = ("voxel_size", "max_correspondence_distance")
 FILE = click.Path(path_type=Path)
 
@@ -337,6 +345,7 @@ def _samples() -> Path:
 main.add_command(align_command)
 main.add_command(evaluate_command)
 main.add_command(many_command)
+main.add_command(multiway_command)
 
 if __name__ == "__main__":
     main()

@@ -22,7 +22,17 @@ from dlc_reg._pcd import write_pcd
 from dlc_reg._ply import write_ply
 from dlc_reg.errors import InputError
 
-__all__ = ["MESH_SAMPLES", "RawCloud", "Surface", "as_points", "from_scene", "read", "sample_surface", "write"]
+__all__ = [
+    "MESH_SAMPLES",
+    "READERS",
+    "RawCloud",
+    "Surface",
+    "as_points",
+    "from_scene",
+    "read",
+    "sample_surface",
+    "write",
+]
 
 MESH_SAMPLES = 50_000  # spacing near 1/200 of the extent: finer than most scans of an object, small enough to be quick
 _SIGNATURES: tuple[tuple[bytes, str, tuple[str, ...]], ...] = (
@@ -31,6 +41,7 @@ _SIGNATURES: tuple[tuple[bytes, str, tuple[str, ...]], ...] = (
     (b"PK\x03\x04", "a ZIP archive", (".npz",)),
     (b"glTF", "a binary glTF file", (".glb",)),
     (b"LASF", "a LAS file", (".las", ".laz")),
+    (b"ASTM-E57", "an E57 file", (".e57",)),
     (b"# .PCD", "a PCD file", (".pcd",)),
     (b"\x89PNG", "a PNG image", ()),
     (b"\xff\xd8\xff", "a JPEG image", ()),
@@ -43,9 +54,13 @@ def read(path: str | os.PathLike[str], *, argument: str = "path", seed: int = 0)
     """Reads a cloud, or samples a mesh.
 
     Accepts .ply, .pcd, .npy, .npz (arrays `points`, `normals`, `colors`, `viewpoint`, or a single one), text (.xyz,
-    .pts, .txt, .csv, .asc, .xyzn, .xyzrgb), .stl, .obj, .off and .glb; .las and .laz need the extra `las`. A file with
-    triangles is sampled evenly over their area: `MESH_SAMPLES` points with the triangles' normals. Any other gives its
-    points in their order.
+    .pts, .txt, .csv, .asc, .xyzn, .xyzrgb), .stl, .obj, .off and .glb; .las and .laz need the extra `las`, .e57 needs
+    `e57`. A file with triangles is sampled evenly over their area: `MESH_SAMPLES` points with the triangles' normals.
+    Any other gives its points in their order.
+
+    An .e57 gives all its scans as one cloud, each put into the file's frame by its pose, without the points that it
+    marks as invalid. `viewpoint` is the scanner's place there if the file tells it and it is one for all scans; a pose
+    that is the identity tells nothing, unless the coordinates are spherical.
 
     Args:
         path: The file; `~` is expanded.
@@ -77,7 +92,8 @@ def read(path: str | os.PathLike[str], *, argument: str = "path", seed: int = 0)
             raise
         raise InputError(argument, f"'{file}', whose {error.argument} is {error.given}", error.expected) from None
     except ImportError as error:
-        remedy = 'the extra: pip install "dlc_reg[las]"' if suffix in (".las", ".laz") else "that package installed"
+        extra = {".las": "las", ".laz": "las", ".e57": "e57"}.get(suffix)
+        remedy = f'the extra: pip install "dlc_reg[{extra}]"' if extra else "that package installed"
         raise InputError(argument, f"'{file}', and {error.name} is not installed", remedy) from error
     except Exception as error:  # the parsers raise whatever they meet: whatever it is, the file is at fault
         reason = str(error).split("\n")[0] or type(error).__name__

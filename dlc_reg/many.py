@@ -12,7 +12,7 @@ from itertools import chain, islice
 from typing import Any
 
 from dlc_reg._many_list import Entry, distinct, read_entries
-from dlc_reg._many_output import COLUMNS, ENTRIES, Output
+from dlc_reg._many_output import COLUMNS, ENTRIES, Output, open_output
 from dlc_reg.api import Options, register
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import check_viewpoint
@@ -67,8 +67,10 @@ def register_many(
             `get_executor()` too; each pair then has one thread, unless `num_threads` is given. A function that makes an
             executor: when a process dies, another executor takes over and the pairs in flight are tried again one by
             one, so that only the pair that kills its process is reported as failed. It is shut down in the end.
-        output: A CSV file that each result is written to before it is given out. If it exists, the pairs in it are
-            skipped (by name, failed ones too) and the others added; a file of anything else is refused.
+        output: A .csv file that each result is written to before it is given out, or a .parquet folder (extra
+            `parquet`), a data set whose next part is written when the last is ten seconds old, and in the end. If it
+            exists, the pairs in it are skipped (by name, failed ones too) and the others added; a file or folder of
+            anything else is refused.
         in_flight: How many pairs are submitted at once: more than the executor has workers. The iterable is not read
             further than that.
         allow_outside: Let the paths in a CSV file lead out of its folder.
@@ -90,7 +92,7 @@ def register_many(
         given = f"a {type(executor).__name__}"
         raise InputError("executor", given, "a concurrent.futures.Executor, a function that makes one, or None")
     entries = read_entries(pairs, allow_outside=allow_outside)
-    results = None if output is None else Output(output)
+    results = None if output is None else open_output(output)
     if results is not None:
         entries = (entry for entry in distinct(entries) if entry.name not in results.done)
     if executor is not None:

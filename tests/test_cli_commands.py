@@ -58,7 +58,7 @@ def test_info_describes_even_what_cannot_be_registered(tmp_path: Path) -> None:
 def test_doctor_lists_versions_and_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = json.loads(run("doctor", "--json").stdout)
     assert facts["dlc_reg"] == dlc_reg.__version__ and facts["numpy"] == np.__version__
-    assert facts["extras"].keys() == {"open3d", "viz", "las", "images"}
+    assert facts["extras"].keys() == {"open3d", "viz", "las", "e57", "parquet", "images"}
     monkeypatch.setattr(cli, "EXTRAS", {"viz": ("no-such-distribution",)})
     assert 'not installed: pip install "dlc_reg[viz]"' in run("doctor").stdout
 

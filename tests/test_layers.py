@@ -21,12 +21,12 @@ FLOORS = {
     "iterate": 2, "protocols": 2,
     "updates": 3, "convexify": 3, "networks": 3,
     "registration": 4, "alignment": 4, "sequence": 4,
-    "api": 5, "many": 5, "training": 5, "evaluation": 5,
+    "api": 5, "many": 5, "multiway": 5, "training": 5, "evaluation": 5,
     "cli": 6, "report": 6, "pipelines": 6, "t": 6,
 }  # fmt: skip
 # a private module is a part of the public one that it was taken out of
 OWNERS = {
-    "_formats": "io", "_ply": "io", "_pcd": "io", "_answers": "io",
+    "_formats": "io", "_e57": "io", "_ply": "io", "_pcd": "io", "_answers": "io",
     "_convert": "geometry", "_warping": "geometry",
     "_rays": "convexify", "_star_convexity": "convexify",
     "_alignment_input": "alignment", "_alignment_objective": "alignment", "_alignment_search": "alignment",
@@ -40,6 +40,8 @@ OWNERS = {
     "_registration_training": "training", "_parallel": "training", "_training_log": "training",
     "_methods": "evaluation", "_symmetry": "evaluation", "_landscapes": "evaluation", "_tables": "evaluation",
     "_baselines": "evaluation", "_register_parts": "api", "_many_list": "many", "_many_output": "many",
+    "_multiway_graph": "multiway", "_multiway_result": "multiway", "_multiway_settle": "multiway",
+    "_multiway_command": "cli",
     "_around": "protocols", "_training_pairs": "training", "_validation": "training",
 }  # fmt: skip
 ORDERED = {
@@ -47,11 +49,17 @@ ORDERED = {
         "result", "freedom", "steps", "objectives", "icp", "global_search", "verification", "assignment", "learned",
     ]
 }  # fmt: skip
-ALLOWED = {("cli", "report"), ("t", "pipelines"), ("training", "evaluation"), ("many", "api")}  # among siblings
+ALLOWED = {
+    ("cli", "report"),
+    ("t", "pipelines"),
+    ("training", "evaluation"),
+    ("many", "api"),
+    ("multiway", "many"),
+}  # among siblings
 LAZY = {("registration.result", "report")}  # upwards, but only inside a function
 HEAVY = {
     "open3d", "trimesh", "plotly", "matplotlib", "pypcd4", "laspy", "scipy", "click", "tqdm", "safetensors",
-    "small_gicp", "PIL", "cv2",
+    "small_gicp", "PIL", "cv2", "pyarrow", "pye57",
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from registering import same_bytes
 
 import dlc_reg
 from dlc_reg import InputError, PairResult, register_many
-from dlc_reg._many_output import COLUMNS, Output
+from dlc_reg._many_output import COLUMNS, open_output
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_a_restart_does_the_rest(scans, tmp_path, torn):
     assert [row["name"] for row in rows] == [f"source{i}.npy -> target{i}.npy" for i in range(3)]
     assert float(rows[0]["t03"]) == first[0].result.transformation[0, 3]
     assert list(register_many(scans / "pairs.csv", output=output)) == []
-    counted = Output(output)
+    counted = open_output(output)
     assert sum(counted.counts.values()) == 3 and len(counted.done) == 3
 
 
@@ -141,7 +141,7 @@ def test_failed_pairs_are_not_tried_again(scans, tmp_path):
     pairs = [(scans / "source0.npy", scans / "missing.npy")]
     for expected in (1, 0):
         assert len(list(register_many(pairs, output=tmp_path / "o.csv"))) == expected
-    assert Output(tmp_path / "o.csv").counts == {"error": 1}
+    assert open_output(tmp_path / "o.csv").counts == {"error": 1}
 
 
 @pytest.mark.parametrize("name", ["a,b", 'a "quoted" one', "two  blanks ", "=1+1", "naïve/雪"])
@@ -168,7 +168,7 @@ def test_a_damaged_line_is_not_passed_over(scans, tmp_path):
 
 
 def test_outputs_that_cannot_be(scans, tmp_path):
-    refused(scans / "pairs.csv", ".csv", output=tmp_path / "o.parquet")
+    refused(scans / "pairs.csv", ".csv or .parquet", output=tmp_path / "o.json")
     refused(scans / "pairs.csv", "make", output=tmp_path / "none" / "o.csv")
     (tmp_path / "folder.csv").mkdir()
     refused(scans / "pairs.csv", "may be written", output=tmp_path / "folder.csv")
@@ -303,7 +303,7 @@ def test_what_is_in_flight_is_written_before_a_wrong_item_raises(tmp_path):
     pairs = [(tmp_path / a, tmp_path / b) for a, b in clouds(tmp_path, 3)]
     with ThreadPoolExecutor(2) as pool, pytest.raises(InputError, match="item 3"):
         list(register_many([*pairs, 5], executor=pool, output=tmp_path / "o.csv"))
-    assert len(Output(tmp_path / "o.csv").done) == 3
+    assert len(open_output(tmp_path / "o.csv").done) == 3
 
 
 def test_an_output_that_was_written_to_since_is_read_again(tmp_path):
@@ -317,6 +317,6 @@ def test_an_output_that_was_written_to_since_is_read_again(tmp_path):
 
 
 def test_an_endless_error_stays_readable(tmp_path):
-    with Output(tmp_path / "o.csv") as output:
+    with open_output(tmp_path / "o.csv") as output:
         output.add(["a", "s", "t", "", "", "", "", *[""] * 16, 0.0, "x" * 200_000])
-    assert Output(tmp_path / "o.csv").done == {"a"}
+    assert open_output(tmp_path / "o.csv").done == {"a"}

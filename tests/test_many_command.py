@@ -12,7 +12,7 @@ from commanding import run, surface
 from manyfold import clouds, table, write_list
 
 from dlc_reg import _many_command, register
-from dlc_reg._many_output import Output
+from dlc_reg._many_output import open_output
 from dlc_reg.registration.result import Verdict
 
 
@@ -64,7 +64,7 @@ def test_exit_codes(pairs, tmp_path, monkeypatch, counts, code):
     output = tmp_path / "o.csv"
 
     def write(*_, **__):
-        with Output(output) as file:
+        with open_output(output) as file:
             for verdict, count in counts.items():
                 for i in range(count):
                     row = [f"{verdict}{i}", "", "", verdict if verdict in set(Verdict) else "", *[""] * 21]
@@ -114,7 +114,7 @@ def test_options_reach_the_library(pairs, tmp_path, monkeypatch):
 
     def keep(pairs, **options):
         calls.append(options)
-        Output(options["output"]).__enter__()
+        open_output(options["output"]).__enter__()
         return iter(())
 
     monkeypatch.setattr(_many_command, "register_many", keep)

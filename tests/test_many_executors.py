@@ -18,7 +18,7 @@ from manyfold import Killer, KillsOnce, Raises, clouds, exit_at_once, table, wri
 from registering import same_bytes
 
 from dlc_reg import many, register_many
-from dlc_reg._many_output import Output
+from dlc_reg._many_output import open_output
 
 QUICK = {"method": "point_to_point"}
 
@@ -48,7 +48,7 @@ def test_threads(folder):
     with ThreadPoolExecutor(4) as pool:
         found = by_name(register_many(folder / "pairs.csv", executor=pool, output=folder / "o.csv"))
         assert pool.submit(int).result() == 0  # it is the caller's to shut down
-    assert found.keys() == expected.keys() == Output(folder / "o.csv").done
+    assert found.keys() == expected.keys() == open_output(folder / "o.csv").done
     for name, r in found.items():
         same_bytes(r.result, expected[name].result)
 
@@ -60,7 +60,7 @@ def test_processes_and_failing_pairs(folder, processes):
     expected = by_name(register_many([pairs[0], *pairs[4:]], **QUICK))
     with processes() as pool:
         found = by_name(register_many(pairs, executor=pool, output=folder / "o.csv", **QUICK))
-    assert len(found) == 6 and found.keys() == Output(folder / "o.csv").done
+    assert len(found) == 6 and found.keys() == open_output(folder / "o.csv").done
     for name, r in expected.items():
         same_bytes(found[name].result, r.result)
     errors = [r.error for r in found.values() if r.error]
@@ -94,7 +94,7 @@ def test_an_executor_that_cannot_be_replaced(folder, processes):
     assert "0" in {r.name for r in found}
     assert {r.error for r in found if r.result is None} == {many.BROKE}
     done = {r.name for r in found if r.result is not None}
-    assert Output(folder / "o.csv").done == done  # what was in flight was not tried, and another run shall
+    assert open_output(folder / "o.csv").done == done  # what was in flight was not tried, and another run shall
     rest = by_name(register_many(pairs[1:], output=folder / "o.csv", **QUICK))
     assert rest.keys() == {f"{folder / s} -> {folder / t}" for s, t in clouds(folder, 6)} - done
 
@@ -110,14 +110,14 @@ def test_pairs_of_an_executor_that_is_shut_down_are_not_in_the_output(folder):
     pairs = [(folder / s, folder / t) for s, t in clouds(folder, 2)]
     with pytest.raises(BrokenExecutor):
         list(register_many(pairs, executor=Closed(), output=folder / "o.csv", **QUICK))
-    assert not Output(folder / "o.csv").done
+    assert not open_output(folder / "o.csv").done
 
 
 def test_processes_that_cannot_start_are_not_blamed_on_the_pairs(folder, processes):
     with pytest.raises(BrokenExecutor, match="__main__"):
         stillborn = partial(processes, initializer=exit_at_once)
         list(register_many(folder / "pairs.csv", executor=stillborn, output=folder / "o.csv"))
-    assert Output(folder / "o.csv").done == set()
+    assert open_output(folder / "o.csv").done == set()
 
 
 class Held(Executor):

@@ -1,7 +1,7 @@
 """Stateless operators over points: the only door to the native core.
 
 They take torch tensors or NumPy arrays and return the same kind on the same device. `_reference.py` holds a readable
-twin of each in plain torch.
+twin of each in plain torch. Those with PyTorch3D's names (`knn_points` and so on) take tensors, by its rules.
 
 CUDA graphs can capture `knn`, `SearchIndex.knn`, `estimate_normals` and `estimate_covariances` for up to 64 neighbours,
 `knn_batch`, `neighbour_normals`, `morton_order`, `linearize`, `icp_batch` and `soft_assignment`; values are not checked
@@ -43,19 +43,33 @@ from dlc_reg.ops._neighbourhoods import (
     voxel_downsample,
     voxel_groups,
 )
+from dlc_reg.ops._pytorch3d import KNN, ball_query, knn_gather, knn_points, sample_farthest_points
+from dlc_reg.ops._pytorch3d_alignment import (
+    ICPSolution,
+    SimilarityTransform,
+    chamfer_distance,
+    corresponding_points_alignment,
+    iterative_closest_point,
+)
 from dlc_reg.ops._search import SearchIndex, knn, radius_search
 
 __all__ = [
     "KERNELS",
     "KINDS",
+    "KNN",
     "Affinity",
     "BatchResult",
+    "ICPSolution",
     "Judgement",
     "Linearization",
     "Moments",
     "SearchIndex",
     "SearchMemory",
+    "SimilarityTransform",
     "Surface",
+    "ball_query",
+    "chamfer_distance",
+    "corresponding_points_alignment",
     "cuda_state",
     "estimate_covariances",
     "estimate_normals",
@@ -63,9 +77,12 @@ __all__ = [
     "has_kernels",
     "icp_batch",
     "intensity_gradients",
+    "iterative_closest_point",
     "judge_poses",
     "knn",
     "knn_batch",
+    "knn_gather",
+    "knn_points",
     "linearize",
     "morton_order",
     "mutual_matches",
@@ -74,6 +91,7 @@ __all__ = [
     "propose_poses",
     "radius_search",
     "refine_poses",
+    "sample_farthest_points",
     "simd_level",
     "soft_assignment",
     "voxel_downsample",
