@@ -30,6 +30,11 @@ class Cloud:
     covariances: Array | None = None
     colors: Array | None = None
 
+    def take(self, rows: NDArray[Any]) -> Cloud:
+        """The points `rows` with what is known of them."""
+        values = (self.normals, self.covariances, self.colors)
+        return Cloud(self.points[rows], *(None if array is None else array[rows] for array in values))
+
 
 def read_cloud(cloud: Any, name: str) -> Cloud:
     """An Open3D cloud (known by its attributes), a `PointCloud`, an array or tensor (N, 3), a path or a mesh.
@@ -131,8 +136,7 @@ def drop_non_finite(source: Cloud) -> tuple[Cloud, NDArray[np.int64] | None]:
         stacklevel=4,
     )
     kept = np.flatnonzero(finite)
-    given = (source.normals, source.covariances, source.colors)
-    return Cloud(source.points[kept], *(None if values is None else values[kept] for values in given)), kept
+    return source.take(kept), kept
 
 
 def check_finite(cloud: Cloud, name: str) -> None:
