@@ -184,8 +184,8 @@ class CorrespondenceCheckerBasedOnSourceRotation(CorrespondenceChecker):
     def _passes(self, samples: Samples, poses: Array) -> Mask:
         angles = rotation_to_euler(torch.from_numpy(np.ascontiguousarray(poses[:, :3, :3]))).abs().numpy()
         limits = self.rotation_threshold
-        within: Mask = np.logical_or(limits < 0, angles <= limits).all(axis=1)
-        return within
+        allowed = np.where(limits < 0, np.inf, limits)
+        return np.asarray((angles <= allowed).all(axis=1), dtype=np.bool_)
 
     def __repr__(self) -> str:
         limits = ", ".join(f"{x:f}" for x in self.rotation_threshold)

@@ -15,7 +15,7 @@ from torch.nn.functional import embedding_bag
 
 from dlc_reg import ops
 from dlc_reg.errors import InputError
-from dlc_reg.pipelines._clouds import Cloud, check_finite, read_cloud
+from dlc_reg.pipelines._clouds import Cloud, as_array, check_finite, read_cloud
 from dlc_reg.pipelines._estimation import _as_float, _as_int
 
 Array = NDArray[np.float64]
@@ -30,7 +30,7 @@ class Feature:
     """Descriptors of points, `data` (D, N) float64: a column a point. `Feature()` is empty, `Feature(other)` a copy."""
 
     def __init__(self, other: Any = None) -> None:
-        self.data = np.zeros((0, 0)) if other is None else np.array(read_features(other, "other"))
+        self.data = np.zeros((0, 0)) if other is None else read_features(other, "other").numpy().T.copy()
 
     @property
     def data(self) -> Array:
@@ -57,7 +57,7 @@ class Feature:
 
     def select_by_index(self, indices: Sequence[int], invert: bool = False) -> Feature:
         """The descriptors of the points `indices`, or with `invert` of all the others."""
-        rows = _rows(indices, self.num())
+        rows = as_rows(indices, self.num())
         if invert:
             rows = np.delete(np.arange(self.num()), rows)
         selected = Feature()
@@ -109,10 +109,7 @@ def correspondences_from_features(
     source points have one: then all, with a warning. Descriptors are `Feature`s, Open3D's or ours, or arrays (D, N).
     Raises `InputError` for descriptors of different lengths, none, or NaN.
     """
-    a, b = (
-        torch.from_numpy(np.ascontiguousarray(read_features(given, name).T))
-        for given, name in ((source_features, "source_features"), (target_features, "target_features"))
-    )
+    a, b = read_features(source_features, "source_features"), read_features(target_features, "target_features")
     return match(a, b, mutual_filter, mutual_consistency_ratio, num_threads).numpy().astype(np.int32)
 
 
@@ -222,19 +219,24 @@ def match(a: Tensor, b: Tensor, mutual: bool, consistency: float, num_threads: i
     return torch.stack([torch.arange(len(a)), nearest], 1)
 
 
-def read_features(features: Any, name: str) -> Array:
-    """(D, N) float64 of a `Feature`, ours or Open3D's, or of an array; raises `TypeError` for anything else."""
+def read_features(features: Any, name: str) -> Tensor:
+    """(N, D) float64 of a `Feature`, ours or Open3D's, or of an array (D, N); `TypeError` for anything else."""
     values = getattr(features, "data", None) if hasattr(features, "dimension") else features
+    return as_descriptors(values, name, f"{type(features).__name__}; expected a Feature or an array of shape (D, N)").T
+
+
+def as_descriptors(values: Any, name: str, wrong: str) -> Tensor:
+    """A matrix of float64; `TypeError` with the words `wrong` for anything else."""
     try:
-        array = np.asarray(values, dtype=np.float64)
+        array = np.asarray(as_array(values), dtype=np.float64)
     except (TypeError, ValueError):
         array = np.zeros(0)
     if array.ndim != 2:
-        raise TypeError(f"{name}: got {type(features).__name__}; expected a Feature or an array of shape (D, N)")
-    return array
+        raise TypeError(f"{name}: got {wrong}")
+    return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def _rows(indices: Any, count: int) -> NDArray[np.int64]:
+def as_rows(indices: Any, count: int) -> NDArray[np.int64]:
     rows = np.asarray(indices)
     if rows.size and (rows.ndim != 1 or rows.dtype.kind not in "iu"):
         raise TypeError(f"indices: got shape {rows.shape}, {rows.dtype}; expected integers of shape (m,)")

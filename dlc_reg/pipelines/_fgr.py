@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from dlc_reg import ops
@@ -136,10 +135,7 @@ def registration_fgr_based_on_feature_matching(
     `registration_fgr_based_on_correspondence`.
     """
     s, t, option = _prepared(source, target, option)
-    a, b = (
-        torch.from_numpy(np.ascontiguousarray(read_features(given, name).T))
-        for given, name in ((source_feature, "source_feature"), (target_feature, "target_feature"))
-    )
+    a, b = read_features(source_feature, "source_feature"), read_features(target_feature, "target_feature")
     for name, features, cloud in (("source_feature", a, s), ("target_feature", b, t)):
         if len(features) != len(cloud.points):
             raise InputError(name, f"{len(features)} descriptors", f"{len(cloud.points)}, one a point")

@@ -208,7 +208,7 @@ class _Search:
         shifts = poses[:, :3, 3] + poses[:, :3, :3] @ pair.source_origin - pair.target_origin
         moved = self.trial @ rotations.mT + torch.from_numpy(shifts)[:, None]
         distances, _ = pair.target.knn(moved.reshape(-1, 3).float(), 1, pair.max_distance, num_threads=pair.num_threads)
-        shares: Array = torch.isfinite(distances).view(len(poses), -1).double().mean(1).numpy()
+        shares: Array = torch.isfinite(distances).view(len(poses), len(self.trial)).double().mean(1).numpy()
         return shares
 
 

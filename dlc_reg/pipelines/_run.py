@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dlc_reg.errors import InputError
-from dlc_reg.iterate import Status
-from dlc_reg.pipelines._clouds import Cloud, check_finite, drop_non_finite, prepare_pair
+from dlc_reg.iterate import Record, Status
+from dlc_reg.pipelines._clouds import Cloud, as_array, check_finite, drop_non_finite, prepare_pair
 from dlc_reg.pipelines._colored import TransformationEstimationForColoredICP
 from dlc_reg.pipelines._estimation import (
     ICPConvergenceCriteria,
@@ -24,6 +26,7 @@ from dlc_reg.pipelines._estimation import (
 )
 from dlc_reg.registration import result as _result
 from dlc_reg.registration.icp import Convergence, icp_pair
+from dlc_reg.registration.objectives import Evaluation, Objective, Pair
 
 Array = NDArray[np.float64]
 
@@ -72,16 +75,49 @@ def run(
     estimation: TransformationEstimation,
     convergence: Convergence,
     num_threads: int | None = None,
+    watch: Callable[[Record, Array], None] | None = None,
 ) -> RegistrationResult:
+    """ICP of clouds that are complete and finite; `watch` sees the record of each step, and the pose (4, 4) after it.
+
+    `kept`: rows of `source` in the caller's cloud of `total` points, where some were dropped.
+    """
     if not len(source.points) or not len(target.points) or not distance > 0:
         return nothing(start)
     start = estimation._start(source, target, start)
-    objective = estimation._objective()
+    objective, callback = estimation._objective_of(source), None
     pair = prepare_pair(source, target, objective, max_distance=distance, source_count=total, num_threads=num_threads)
-    result = RegistrationResult(icp_pair(pair, objective, start, convergence=convergence))
+    if watch is not None:
+        objective, callback = _watched(objective, pair, watch)
+    result = RegistrationResult(icp_pair(pair, objective, start, convergence=convergence, callback=callback))
     if kept is not None:
         result.correspondence_set[:, 0] = kept[result.correspondence_set[:, 0]]
     return result
+
+
+class _Watched:
+    """An objective that remembers the pose it was last evaluated at."""
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.objective, name)
+
+    def evaluate(self, omega: Tensor, data: Pair) -> Evaluation:
+        self.omega = omega
+        return self.objective.evaluate(omega, data)
+
+
+def _watched(
+    objective: Objective, pair: Pair, watch: Callable[[Record, Array], None]
+) -> tuple[Objective, Callable[[Record], None]]:
+    watched = _Watched(objective)
+
+    def callback(record: Record) -> None:
+        if record["iteration"]:
+            watch(record, pair.to_absolute(watched.omega))
+
+    return cast(Objective, watched), callback
 
 
 def evaluate(
@@ -98,7 +134,7 @@ def evaluate(
 
 def as_transformation(name: str, value: Any) -> Array:
     try:
-        matrix = np.array(value, dtype=np.float64)
+        matrix = np.array(as_array(value), dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise TypeError(wrong(name, value, "a matrix of shape (4, 4)")) from error
     if matrix.shape != (4, 4):
