@@ -48,6 +48,7 @@ from dlc_reg.pipelines._fgr import (
     registration_fgr_based_on_correspondence,
     registration_fgr_based_on_feature_matching,
 )
+from dlc_reg.pipelines._ndt import NormalDistributionsTransformOption, registration_ndt
 from dlc_reg.pipelines._ransac import (
     RANSACConvergenceCriteria,
     registration_ransac_based_on_correspondence,
@@ -81,6 +82,7 @@ __all__ = [
     "ICPConvergenceCriteria",
     "L1Loss",
     "L2Loss",
+    "NormalDistributionsTransformOption",
     "RANSACConvergenceCriteria",
     "RegistrationResult",
     "RobustKernel",
@@ -101,6 +103,7 @@ __all__ = [
     "registration_fgr_based_on_feature_matching",
     "registration_generalized_icp",
     "registration_icp",
+    "registration_ndt",
     "registration_ransac_based_on_correspondence",
     "registration_ransac_based_on_feature_matching",
     "registration_symmetric_icp",
@@ -236,7 +239,36 @@ def get_information_matrix_from_point_clouds(
     return point_information(matched)
 
 
+# no registration: Open3D's own, from an installed Open3D; our transformations and information go in as they are
+_POSE_GRAPH = (
+    "GlobalOptimizationConvergenceCriteria",
+    "GlobalOptimizationGaussNewton",
+    "GlobalOptimizationLevenbergMarquardt",
+    "GlobalOptimizationMethod",
+    "GlobalOptimizationOption",
+    "PoseGraph",
+    "PoseGraphEdge",
+    "PoseGraphEdgeVector",
+    "PoseGraphNode",
+    "PoseGraphNodeVector",
+    "global_optimization",
+)
+
+
 def __getattr__(name: str) -> Any:
     if name.startswith("_"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    raise AttributeError(f"dlc_reg.pipelines.registration has no {name!r} (yet); it has: {', '.join(__all__)}")
+    if name not in _POSE_GRAPH:
+        known = ", ".join([*__all__, *_POSE_GRAPH])
+        raise AttributeError(f"dlc_reg.pipelines.registration has no {name!r} (yet); it has: {known}")
+    try:
+        from open3d.pipelines import registration as theirs
+    except ImportError as error:
+        raise ImportError(
+            f"{name} is Open3D's own, which cannot be imported ({error}): pip install 'dlc_reg[open3d]'"
+        ) from error
+    return getattr(theirs, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_POSE_GRAPH])
