@@ -9,9 +9,11 @@ Both get the same thinned clouds with the same normals, each its own features; a
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import statistics
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -77,10 +79,12 @@ def main() -> None:
     parser.add_argument("--voxel", type=float, default=0.05, help="[m]")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of pairs")
     options = parser.parse_args()
+    open3d.utility.set_verbosity_level(open3d.utility.VerbosityLevel.Error)
+    warnings.filterwarnings("ignore", message="mutual_filter")
     fragments = Fragments(options.data)
     print(
         f"dlc_reg {dlc_reg.__version__}, Open3D {open3d.__version__}, Python {platform.python_version()}, "
-        f"{platform.machine()}, voxel {options.voxel:g} m, {options.pairs} pairs, {options.seeds} seeds, "
+        f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, voxel {options.voxel:g} m, {options.pairs} pairs, {options.seeds} seeds, "
         f"pairs drawn with seed {options.seed}\n"
     )
     print(

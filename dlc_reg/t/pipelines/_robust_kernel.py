@@ -21,6 +21,14 @@ class RobustKernelMethod(enum.Enum):
     TukeyLoss = 5
 
 
+L2Loss = RobustKernelMethod.L2Loss
+L1Loss = RobustKernelMethod.L1Loss
+HuberLoss = RobustKernelMethod.HuberLoss
+CauchyLoss = RobustKernelMethod.CauchyLoss
+GMLoss = RobustKernelMethod.GMLoss
+TukeyLoss = RobustKernelMethod.TukeyLoss
+
+
 class RobustKernel:
     """A kernel and its scale: `scaling_parameter`, the k of `HuberLoss` and the others, in the unit of the residual.
 
