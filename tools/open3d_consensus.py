@@ -84,8 +84,8 @@ def main() -> None:
     fragments = Fragments(options.data)
     print(
         f"dlc_reg {dlc_reg.__version__}, Open3D {open3d.__version__}, Python {platform.python_version()}, "
-        f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, voxel {options.voxel:g} m, {options.pairs} pairs, {options.seeds} seeds, "
-        f"pairs drawn with seed {options.seed}\n"
+        f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, voxel {options.voxel:g} m, "
+        f"{options.pairs} pairs drawn with seed {options.seed}, {options.seeds} seeds of each method\n"
     )
     print(
         "| pairs | method | right, Open3D | right, dlc_reg | time, Open3D's over ours, median |\n|---|---|---|---|---|"

@@ -56,7 +56,7 @@ class Feature:
         self._data = np.zeros((_as_int("dim", dim), _as_int("n", n)))
 
     def select_by_index(self, indices: Sequence[int], invert: bool = False) -> Feature:
-        """The descriptors of the points `indices`, or with `invert` of all the others."""
+        """The descriptors of the points `indices`, in the cloud's order, or with `invert` of all the others."""
         rows = as_rows(indices, self.num())
         if invert:
             rows = np.delete(np.arange(self.num()), rows)
@@ -80,7 +80,7 @@ def compute_fpfh_feature(
         input: a cloud (see the module).
         search_param: who a point's neighbours are. Open3D's `KDTreeSearchParamHybrid`, `...Radius` or `...KNN`;
             without Open3D a radius in the points' unit, or a pair (radius, largest number), either None.
-        indices: only of these points, in this order; None: of all.
+        indices: only of these points, in the cloud's order and each once, as in Open3D; None: of all.
         num_threads: None for all cores. The result does not depend on it.
 
     The signs of the normals matter: turn them to the sensor. Computed in float64 over neighbours found in float32.
@@ -237,12 +237,13 @@ def as_descriptors(values: Any, name: str, wrong: str) -> Tensor:
 
 
 def as_rows(indices: Any, count: int) -> NDArray[np.int64]:
+    """The indices in rising order, each once: how Open3D selects."""
     rows = np.asarray(indices)
     if rows.size and (rows.ndim != 1 or rows.dtype.kind not in "iu"):
         raise TypeError(f"indices: got shape {rows.shape}, {rows.dtype}; expected integers of shape (m,)")
     if rows.size and not 0 <= rows.min() <= rows.max() < count:
         raise InputError("indices", f"{rows.min()} to {rows.max()}", f"indices from 0 to {count - 1}")
-    return rows.astype(np.int64)
+    return np.unique(rows).astype(np.int64)
 
 
 def _as_search(given: Any) -> tuple[float | None, int | None]:

@@ -2,7 +2,7 @@
 
 As there: a sample of `ransac_n` correspondences gives a pose, the checkers throw out most, and the best pose is the one
 under which most of the **whole** source lies within the distance of the target. Otherwise than there samples are looked
-at in batches, hold no correspondence twice, and are the same for the same `seed`; and a pose is tried on some hundred
+at in batches, hold no correspondence twice, and are the same for the same `seed`; and a pose is tried on a thousand
 points of the source before it is tried on all.
 """
 
@@ -43,8 +43,8 @@ Array = NDArray[np.float64]
 
 _FIRST_BATCH = 256
 _BATCH = 4096
-_TRIAL_POINTS = 400  # of the source, on which a pose is tried first
-_DOUBT = 2.0  # standard deviations by which the share of these may fall short of the best pose's
+_TRIAL_POINTS = 1000  # of the source, on which a pose is tried first
+_DOUBT = 3.0  # standard deviations by which the share of these may fall short of the best pose's
 
 
 class RANSACConvergenceCriteria:

@@ -56,6 +56,7 @@ class TransformationEstimationForDopplerICP(TransformationEstimation):
         if len(values) == 1 and not options:
             copied = {name: getattr(values[0], name, None) for name in _DEFAULTS}
             options = copied if hasattr(values[0], "lambda_doppler") else {"lambda_doppler": values[0]}
+            values = ()
         elif len(values) > len(_DEFAULTS) or set(options) - set(list(_DEFAULTS)[len(values) :]):
             raise TypeError(f"TransformationEstimationForDopplerICP takes {', '.join(_DEFAULTS)}")
         for name, value in (_DEFAULTS | dict(zip(_DEFAULTS, values, strict=False)) | options).items():

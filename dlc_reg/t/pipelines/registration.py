@@ -11,7 +11,7 @@ point-to-plane sums) this is the tensor one's behaviour in 0.20; where they agre
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -263,7 +263,7 @@ def compute_fpfh_feature(
     """Fast point feature histograms (Rusu et al., ICRA 2009) of a cloud with normals: (N, 33), a row a point.
 
     Neighbours are the `max_nn` (at least 4) nearest, those within `radius`, or both; `indices` (m,): of these points
-    only. float32 where the points are, else float64; computed in float64 (see the legacy face's).
+    only, in the cloud's order. float32 where the points are, else float64; computed in float64 (see the legacy face's).
     """
     found_radius, count = checked_search(radius, max_nn, "max_nn", 4)
     features = fpfh(read_cloud(input, "input"), found_radius, count, num_threads).numpy()
@@ -357,7 +357,6 @@ def _as_estimation(value: Any) -> _legacy.TransformationEstimation:
 
 
 def _is_single(cloud: Any) -> bool:
-    points = getattr(cloud, "point", cloud)
-    if not hasattr(points, "dtype") and hasattr(points, "__contains__") and "positions" in points:
-        points = points["positions"]
+    values = getattr(cloud, "point", cloud)
+    points = values["positions"] if values is not cloud or isinstance(cloud, Mapping) else cloud
     return str(getattr(points, "dtype", "")).lower().endswith("float32")
