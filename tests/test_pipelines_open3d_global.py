@@ -154,6 +154,16 @@ def test_fgr_without_the_test_of_triples_gives_the_same_pose(scans, features, us
         assert result.inlier_rmse == pytest.approx(expected.inlier_rmse, rel=1e-6)
 
 
+def test_fgr_of_too_few_correspondences_lays_the_centres_upon_each_other(scans):
+    corres = o3d.utility.Vector2iVector(np.arange(9).repeat(2).reshape(-1, 2))
+    found = []
+    for module in (theirs, reg):
+        option = module.FastGlobalRegistrationOption(tuple_test=False)
+        found.append(module.registration_fgr_based_on_correspondence(*scans[:2], corres, option))
+    np.testing.assert_allclose(found[1].transformation, found[0].transformation, atol=1e-12)
+    assert "only 9 correspondences agree" in found[1].verdict_reasons[-1]
+
+
 def test_fgr_with_triples_is_as_good(scans, features):
     option = reg.FastGlobalRegistrationOption(decrease_mu=True, maximum_correspondence_distance=1.5 * VOXEL)
     for seed in range(5):

@@ -45,7 +45,8 @@ class Samples:
 
 
 class CorrespondenceChecker:
-    """Base of the checkers. One of your own has `Check(source, target, corres, transformation)` -> bool.
+    """Base of the checkers. One of your own has `Check(source, target, corres, transformation)` -> bool, whose clouds
+    have `points` (N, 3) and `normals` (N, 3) or None, whatever they were given as; it is asked sample by sample.
 
     `require_pointcloud_alignment_`: False if the check holds or fails whatever the transformation.
     """

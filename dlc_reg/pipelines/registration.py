@@ -1,7 +1,8 @@
 """`open3d.pipelines.registration` by name: the same calls, defaults and result fields over dlc_reg's core.
 
 Replace `o3d.pipelines.registration` by `dlc_reg.pipelines.registration` in working code. Clouds may be Open3D's
-(Open3D is never imported), NumPy arrays, torch tensors, `PointCloud`s or paths. Behaviour follows Open3D 0.20:
+(Open3D is imported for its pose graph alone), NumPy arrays, torch tensors, mappings of the names that Open3D's tensor
+clouds have to either, `PointCloud`s or paths. Behaviour follows Open3D 0.20:
 iterates, fitness (over the number of **source** points), inlier RMSE, the order of evaluation, and the chart of the
 update, Euler angles about the origin of the frame. Differences, all on purpose: errors name the argument and the remedy
 (`InputError` is a `RuntimeError`); non-finite source points are dropped with a warning and in the target they are an
@@ -262,12 +263,12 @@ def __getattr__(name: str) -> Any:
         known = ", ".join([*__all__, *_POSE_GRAPH])
         raise AttributeError(f"dlc_reg.pipelines.registration has no {name!r} (yet); it has: {known}")
     try:
-        from open3d.pipelines import registration as theirs
+        import open3d
     except ImportError as error:
         raise ImportError(
             f"{name} is Open3D's own, which cannot be imported ({error}): pip install 'dlc_reg[open3d]'"
         ) from error
-    return getattr(theirs, name)
+    return getattr(open3d.pipelines.registration, name)
 
 
 def __dir__() -> list[str]:
