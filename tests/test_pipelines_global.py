@@ -127,6 +127,18 @@ def test_a_moved_target_moves_the_answer(turn, shift):
             np.testing.assert_allclose(b.transformation, motion @ a.transformation, atol=0.02)
 
 
+def test_georeferenced_clouds_and_any_distance():
+    """At 10^7 m the answers are those near the origin; inf means that every point counts."""
+    source, target, corres = matched(0.5)
+    shift = np.array([5e6, -1e7, 2e6])
+    for register in (ransac, fgr):
+        near, far = register(source, target, corres), register(source + shift, target + shift, corres)
+        at = lambda T, points: points @ T[:3, :3].T + T[:3, 3]  # noqa: E731
+        gaps = at(far.transformation, source + shift) - shift - at(near.transformation, source)
+        assert np.abs(gaps).max() < 1e-4
+    assert ransac(source, target, corres, distance=np.inf, checkers=CHECKERS).fitness == 1.0
+
+
 # --- checkers ---
 
 

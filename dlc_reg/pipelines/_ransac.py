@@ -43,6 +43,7 @@ Array = NDArray[np.float64]
 
 _FIRST_BATCH = 256
 _BATCH = 4096
+_TRIED = 1024  # poses tried at once, which bounds the memory
 _TRIAL_POINTS = 1000  # of the source, on which a pose is tried first
 _DOUBT = 3.0  # standard deviations by which the share of these may fall short of the best pose's
 
@@ -187,7 +188,8 @@ class _Search:
         self.explained = 0.0  # share of the correspondences
 
     def consider(self, poses: Array) -> None:
-        shares = self._shares(poses)
+        parts = [self._shares(poses[first : first + _TRIED]) for first in range(0, len(poses), _TRIED)]
+        shares = np.concatenate([np.zeros(0), *parts])
         doubt = _DOUBT / math.sqrt(len(self.trial)) if len(self.trial) < len(self.pair.source) else 0.0
         for k in np.argsort(-shares, kind="stable").tolist():
             fitness = self.score[0]
