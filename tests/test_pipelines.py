@@ -353,10 +353,13 @@ def test_a_result_prints_and_converts_as_open3ds():
     assert np.array_equal(result.transformation, np.eye(4))
 
 
-def test_names_that_are_missing_say_so():
-    with pytest.raises(AttributeError, match=r"has no 'global_optimization' \(yet\); it has: .*registration_icp"):
-        reg.global_optimization  # noqa: B018
+def test_names_that_are_missing_say_so(monkeypatch):
+    with pytest.raises(AttributeError, match=r"has no 'registration_magic' \(yet\); it has: .*registration_icp"):
+        reg.registration_magic  # noqa: B018
     assert set(reg.__all__) <= set(dir(reg))
+    monkeypatch.setitem(sys.modules, "open3d", None)  # as if it were not installed
+    with pytest.raises(ImportError, match=r"PoseGraph is Open3D's own.*pip install 'dlc_reg\[open3d\]'"):
+        reg.PoseGraph  # noqa: B018
 
 
 def test_signatures():

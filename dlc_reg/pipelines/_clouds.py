@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,34 @@ FAR = 100.0  # extents from the origin beyond which rotations are about the clou
 
 @dataclass(frozen=True)
 class Cloud:
-    """`points`, `normals` and `colors` (N, 3) and `covariances` (N, 3, 3), all float64, as the caller has them."""
+    """`points`, `normals` and `colors` (N, 3) and `covariances` (N, 3, 3), all float64, as the caller has them.
+
+    For Doppler ICP also `dopplers` (N,), radial velocities, and `directions` (N, 3), unit vectors from the sensor.
+    """
 
     points: Array
     normals: Array | None = None
     covariances: Array | None = None
     colors: Array | None = None
+    dopplers: Array | None = None
+    directions: Array | None = None
+
+    def take(self, rows: NDArray[Any]) -> Cloud:
+        """The points `rows` with what is known of them."""
+        return self.map(lambda values: values[rows])
+
+    def map(self, change: Callable[[Array], Array]) -> Cloud:
+        """The cloud with `change` made to the points and to each attribute that it has."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: change(array) for name, array in values.items() if array is not None})
 
 
 def read_cloud(cloud: Any, name: str) -> Cloud:
     """An Open3D cloud (known by its attributes), a `PointCloud`, an array or tensor (N, 3), a path or a mesh.
 
-    Raises `TypeError` for anything else, as Open3D does, and `InputError` for a wrong shape.
+    Also a mapping of the names that Open3D's tensor clouds have ("positions", "normals", "colors", "dopplers",
+    "directions") to arrays or tensors. Raises `TypeError` for anything else, as Open3D does, and `InputError` for a
+    wrong shape.
     """
     if isinstance(cloud, Cloud):
         return cloud
@@ -42,20 +59,46 @@ def read_cloud(cloud: Any, name: str) -> Cloud:
         return _from_point_cloud(cloud)
     if hasattr(cloud, "points") and hasattr(cloud, "covariances") and hasattr(cloud, "normals"):
         return _from_arrays(cloud.points, cloud.normals, cloud.covariances, getattr(cloud, "colors", ()))
-    if isinstance(cloud, (list, tuple)):
-        cloud = np.asarray(cloud)
-    if isinstance(cloud, torch.Tensor):
-        cloud = cloud.detach().cpu().numpy()
+    if isinstance(cloud, Mapping) or hasattr(cloud, "point"):
+        return _from_attributes(cloud if isinstance(cloud, Mapping) else cloud.point, name)
+    if isinstance(cloud, (list, tuple)) or hasattr(cloud, "cpu"):
+        cloud = as_array(cloud)
     if isinstance(cloud, np.ndarray):
         if cloud.ndim != 2 or cloud.shape[1] != 3 or cloud.dtype.kind not in "fiu":
             raise InputError(name, f"an array of shape {cloud.shape}, {cloud.dtype}", "numbers of shape (N, 3)")
         return Cloud(np.asarray(cloud, dtype=np.float64))
-    if isinstance(cloud, (str, Path)) or hasattr(cloud, "point") or hasattr(cloud, "vertices"):
+    if isinstance(cloud, (str, Path)) or hasattr(cloud, "vertex") or hasattr(cloud, "vertices"):
         return _from_point_cloud(PointCloud.from_any(cloud, name=name))
     raise TypeError(
         f"{name}: got {type(cloud).__name__}; expected an Open3D point cloud, a PointCloud, "
         "an array or tensor of shape (N, 3), or the path of a file"
     )
+
+
+def as_array(values: Any) -> NDArray[Any]:
+    """A NumPy array of a tensor of torch's or Open3D's, on any device, or of whatever NumPy understands."""
+    if isinstance(values, torch.Tensor):
+        return np.asarray(values.detach().cpu().numpy())
+    if hasattr(values, "cpu") and hasattr(values, "numpy"):
+        return np.asarray(values.cpu().numpy())
+    return np.asarray(values)
+
+
+def _from_attributes(attributes: Any, name: str) -> Cloud:
+    if "positions" not in attributes:
+        return Cloud(np.zeros((0, 3)))
+    points = read_cloud(as_array(attributes["positions"]), name).points
+    found = {}
+    for what, width in (("normals", 3), ("colors", 3), ("dopplers", 1), ("directions", 3)):
+        if what not in attributes:
+            continue
+        values = as_array(attributes[what]).astype(np.float64)
+        if len(values) != len(points) or values.size != width * len(points):
+            raise InputError(name, f"{what} of shape {values.shape}", f"shape ({len(points)}, {width})")
+        found[what] = values.reshape((-1, width) if width > 1 else -1)
+    if "colors" in found and as_array(attributes["colors"]).dtype == np.uint8:
+        found["colors"] = found["colors"] / 255.0
+    return Cloud(points, **found)
 
 
 def _from_point_cloud(cloud: PointCloud) -> Cloud:
@@ -131,12 +174,11 @@ def drop_non_finite(source: Cloud) -> tuple[Cloud, NDArray[np.int64] | None]:
         stacklevel=4,
     )
     kept = np.flatnonzero(finite)
-    given = (source.normals, source.covariances, source.colors)
-    return Cloud(source.points[kept], *(None if values is None else values[kept] for values in given)), kept
+    return source.take(kept), kept
 
 
 def check_finite(cloud: Cloud, name: str) -> None:
-    for what in ("points", "normals", "covariances", "colors"):
+    for what in (field.name for field in fields(cloud)):
         values = getattr(cloud, what)
         if values is not None and not np.isfinite(values).all():
             count = int((~np.isfinite(values.reshape(len(values), -1)).all(axis=1)).sum())

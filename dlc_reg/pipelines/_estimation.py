@@ -146,6 +146,10 @@ class TransformationEstimation:
     def _objective(self) -> Objective:
         raise NotImplementedError
 
+    def _objective_of(self, source: Cloud) -> Objective:
+        """The objective for this source, where it needs more of it than the clouds that `prepare_pair` makes."""
+        return self._objective()
+
     def _squared_residuals(self, s: Cloud, t: Cloud, i: Any, j: Any) -> Array:
         raise NotImplementedError
 
