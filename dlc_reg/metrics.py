@@ -109,7 +109,7 @@ def recall(errors: Any, thresholds: Any) -> Tensor:
 
 
 def inlier_ratio(source: Any, target: Any, truth: Any, distance: float) -> float:
-    """Share of putative matches, rows of `source` and `target` (M, 3), that the true pose brings nearer than `distance`.
+    """Share of putative matches, rows of `source` and `target` (M, 3), that the true pose lays nearer than `distance`.
 
     In the points' unit; 0 without matches. The feature-matching recall of 3DMatch (Deng, Birdal and Ilic, PPFNet, CVPR
     2018) is the share of pairs where it exceeds 0.05, with 0.1 m.

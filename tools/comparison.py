@@ -52,7 +52,6 @@ class Problem:
     truth: Array | None  # (4, 4), T_target_source
     rule: Rule
     information: Array | None = None  # (6, 6); None where Redwood's recall does not apply, or leaves the pair out
-    consecutive: bool = False
     center: Array = field(default_factory=lambda: np.zeros(3))  # the source's point that translations are measured at
     inlier_distance: float | None = None  # None: matches are not asked for
 
@@ -124,8 +123,18 @@ def _judged(problem: Problem, method: Method, pose: Array) -> dict[str, Any]:
         found["redwood_rmse"] = float(redwood_rmse(pose, truth, problem.information))
         found["counts_for_redwood"] = True
     if problem.inlier_distance is not None and method.matches is not None:
-        found["inlier_ratio"] = inlier_ratio(*method.matches(problem.given), truth, problem.inlier_distance)
+        found["inlier_ratio"] = _inlier_ratio(problem, method, problem.inlier_distance)
     return found
+
+
+def _inlier_ratio(problem: Problem, method: Method, distance: float) -> float:
+    """0 where the method's library cannot make matches of these clouds."""
+    assert method.matches is not None
+    try:
+        source, target = method.matches(problem.given)
+    except Exception:
+        return 0.0
+    return inlier_ratio(source, target, problem.truth, distance)
 
 
 def figures(rows: Sequence[Row]) -> dict[str, float]:

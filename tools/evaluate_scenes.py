@@ -62,6 +62,7 @@ def main(benchmark: str, arguments: Sequence[str]) -> None:
     )
     parser.add_argument("data", type=Path, help="an npz that a script in datasets/ prepared")
     parser.add_argument("--pairs", type=int, help="how many, drawn at random; default: all")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of pairs")
     parser.add_argument("--max-rotation-deg", type=float, help="in place of the protocol's")
     parser.add_argument("--max-translation", type=float, help="in place of the protocol's, metres")
     add_options(parser, "metres, told to the peers")
@@ -78,7 +79,6 @@ def add_options(parser: argparse.ArgumentParser, voxel: str) -> None:
     parser.add_argument("--method", action="append", dest="methods", help=f"default: register. {names}")
     parser.add_argument("--voxel-size", type=float, help=voxel)
     parser.add_argument("--matches", action="store_true", help="inlier ratios too: feature matches are made once more")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of pairs")
     parser.add_argument("--num-threads", type=int, default=1, help="of ours and small_gicp; others: OMP_NUM_THREADS")
     parser.add_argument("--out", type=Path, help="a folder for results.json and pairs.csv")
     parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
@@ -95,13 +95,13 @@ def check_options(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and not 0 < value < np.inf:
             raise InputError(f"--{name.replace('_', '-')}", str(value), "a positive number")
-    if options.seed < 0:
-        raise InputError("--seed", str(options.seed), "0 or more")
 
 
 def evaluate(benchmark: str, options: argparse.Namespace) -> None:
     """Runs the methods, prints the table, and leaves the files that are asked for."""
     check_options(options)
+    if options.seed < 0:
+        raise InputError("--seed", str(options.seed), "0 or more")
     comparison.check_folder(options.out, options.overwrite)
     methods = choose(options.methods or ["register"])
     torch.set_num_threads(options.num_threads)

@@ -229,9 +229,12 @@ def choose(names: Sequence[str]) -> list[Method]:
             try:
                 importlib.import_module(library)  # now, and not in the first pair's time
             except ImportError as error:
-                package = library.replace("_", "-") if library == "kiss_matcher" else library
+                package = {"kiss_matcher": "kiss-matcher"}.get(library, library)
                 given = f"{name!r}, and {library} cannot be imported ({error})"
                 raise InputError("--method", given, f"{package} (pip install {package})") from None
+            if library == "open3d":  # its warnings would stand in the table
+                level = importlib.import_module("open3d").utility
+                level.set_verbosity_level(level.VerbosityLevel.Error)
         methods.append(METHODS[name])
     return methods
 
