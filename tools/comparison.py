@@ -243,7 +243,7 @@ def conditions(methods: Sequence[Method], seed: int, num_threads: int) -> dict[s
     about["versions"] |= versions(methods)
     about["hardware"]["threads"] = num_threads
     about["hardware"]["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "unset")
-    return {"seed": seed, **about}
+    return {"seed": seed, "trusted_when": {m.name: m.trusts for m in methods if m.trusts}, **about}
 
 
 def described(about: dict[str, Any]) -> str:
