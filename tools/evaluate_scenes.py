@@ -162,8 +162,8 @@ def heading(about: dict, protocol: Protocol, found: dict[str, dict[str, float]])
     """What was run on what, and the protocol in words."""
     rule, counted = protocol.rule, int(next(iter(found.values()))["redwood_pairs"])
     lines = [
-        f"{about['benchmark']}: {about['pairs']} of {about['pairs_of_the_file']} pairs, {len(about['scenes'])} scene(s), "
-        f"{about['data']} (SHA-256 {about['data_checksum'][:12]})",
+        f"{about['benchmark']}: {about['pairs']} of {about['pairs_of_the_file']} pairs, "
+        f"{len(about['scenes'])} scene(s), {about['data']} (SHA-256 {about['data_checksum'][:12]})",
         comparison.described(about),
         f"recall: rotation below {rule.max_rotation_deg:g} deg and translation below {rule.max_translation:g} m "
         f"({protocol.source}), all pairs. near: below {rule.near_rotation_deg:g} deg and {rule.near_translation:g} m.",
