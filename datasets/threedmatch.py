@@ -17,16 +17,18 @@ from __future__ import annotations
 import argparse
 import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from _fetch import Tree, add_archive_options, obtain
+from _fragments import Cloud, check_rigid, read_blocks, save_fragments
 from _unpickle import load, load_saved
 from tqdm import tqdm
 
 from dlc_reg import ops
-from dlc_reg.io import read, replacing
+from dlc_reg.io import read
 
 URLS = {
     "thinned": "https://share.phys.ethz.ch/~gsg/Predator/data.zip",
@@ -34,7 +36,7 @@ URLS = {
 }
 BENCHMARKS = {"3dmatch": "3DMatch", "3dlomatch": "3DLoMatch"}
 COUNTS = {"scenes": 8, "fragments": 433, "3dmatch": 1623, "3dlomatch": 1781}
-VOXEL = 0.025  # metres
+VOXEL, SCALE = 0.025, 1e-4  # metres
 LIMIT = 1 << 30
 FRAGMENT = re.compile(r"(?:^|/)test/([^/]+)/(?:fragments/)?cloud_bin_(\d+)\.(pth|ply)$")
 
@@ -54,50 +56,38 @@ def read_fragment(tree: Tree, name: str) -> np.ndarray:
     return points.astype(np.float32)
 
 
-def read_fragments(tree: Tree) -> dict[str, Any]:
-    """All fragments in one array of integers, by scene and number."""
+def find_fragments(tree: Tree) -> list[tuple[str, int, str]]:
+    """Scene, number and file of every test fragment, sorted."""
     matches = [m for m in map(FRAGMENT.search, tree.names) if m]
-    found = sorted((m[1], int(m[2]), m.string) for m in matches)
-    if not found:
+    if not matches:
         raise SystemExit(f"{tree.path}: no test/SCENE/cloud_bin_N.pth or .ply in it")
-    clouds = [read_fragment(tree, name) for _, _, name in tqdm(found, unit="fragment")]
-    scale = float(max(np.abs(cloud).max() for cloud in clouds)) / 32767
-    return {
-        "points_q": np.concatenate([np.round(cloud / scale).astype(np.int16) for cloud in clouds]),
-        "scale": np.float64(scale),
-        "offsets": np.cumsum([0, *map(len, clouds)]),
-        "scene": np.array([scene for scene, _, _ in found]),
-        "fragment": np.array([number for _, number, _ in found], np.int16),
-    }
+    return sorted((m[1], int(m[2]), m.string) for m in matches)
 
 
-def read_blocks(text: str, size: int, name: str) -> dict[tuple[int, int], np.ndarray]:
-    """{(i, j): matrix} of a gt.log (size 4) or gt.info (size 6): a line `i j n`, then the rows of the matrix."""
-    try:
-        values = np.array(text.split(), float).reshape(-1, 3 + size * size)
-    except ValueError:
-        raise SystemExit(f"{name}: not lines of `i j n` with a {size}x{size} matrix each") from None
-    return {(int(v[0]), int(v[1])): v[3:].reshape(size, size) for v in values}
+def read_fragments(tree: Tree, found: list[tuple[str, int, str]]) -> Iterator[Cloud]:
+    for scene, number, file in tqdm(found, unit="fragment"):
+        yield Cloud(scene, number, read_fragment(tree, file))
 
 
-def read_truth(tree: Tree, fragments: dict[str, Any], benchmark: str) -> dict[str, np.ndarray]:
-    """pairs (K, 2) of fragments (i, j), T (K, 4, 4) mapping j into i, info (K, 6, 6), and overlap (K,) if known."""
+def read_truth(tree: Tree, names: list[tuple[str, int]], benchmark: str) -> dict[str, np.ndarray]:
+    """pairs (K, 2) of (i, j), T (K, 4, 4) mapping j into i, info (K, 6, 6), and overlap (K,) if known.
+
+    `names`: the scene and the number of each fragment.
+    """
     folder = BENCHMARKS[benchmark]
-    names = list(zip(fragments["scene"].tolist(), fragments["fragment"].tolist(), strict=True))
     index = {name: k for k, name in enumerate(names)}
     rows: list[tuple[tuple[int, int], np.ndarray, np.ndarray]] = []
-    for scene in sorted(set(fragments["scene"].tolist())):
+    for scene in sorted({scene for scene, _ in names}):
         log, info = (f"{folder}/{scene}/gt.{kind}" for kind in ("log", "info"))
         poses = read_blocks(tree.read(tree.find(log)).decode(), 4, log)
         weights = read_blocks(tree.read(tree.find(info)).decode(), 6, info)
         for (i, j), pose in poses.items():
             if (i, j) not in weights or (scene, i) not in index or (scene, j) not in index:
                 raise SystemExit(f"{log}: pair {i} {j} has no information matrix, or its fragments are not there")
-            if np.abs(pose[:3, :3] @ pose[:3, :3].T - np.eye(3)).max() > 1e-3:
-                raise SystemExit(f"{log}: the matrix of pair {i} {j} is no rigid motion")
+            check_rigid(pose, f"{log}: the matrix of pair {i} {j}")
             rows.append(((index[scene, i], index[scene, j]), pose, weights[i, j]))
     pairs, poses_of, weights_of = (np.array(column) for column in zip(*rows, strict=True))
-    found = {"pairs": pairs.astype(np.int16), "T": poses_of, "info": weights_of}
+    found = {"pairs": pairs.astype(np.int32), "T": poses_of, "info": weights_of}
     overlaps = read_overlaps(tree, f"{folder}.pkl")
     if overlaps:
         keys = (frozenset((names[i], names[j])) for i, j in pairs)
@@ -118,8 +108,8 @@ def read_overlaps(tree: Tree, name: str) -> dict[frozenset[Any], float]:
     return found
 
 
-def verify(arrays: dict[str, Any]) -> None:
-    found = {"scenes": len(set(arrays["scene"].tolist())), "fragments": len(arrays["scene"])}
+def verify(names: list[tuple[str, int]], arrays: dict[str, np.ndarray]) -> None:
+    found = {"scenes": len({scene for scene, _ in names}), "fragments": len(names)}
     found |= {benchmark: len(arrays[f"{benchmark}_pairs"]) for benchmark in BENCHMARKS}
     if found != COUNTS:
         raise SystemExit(f"found {found}, expected {COUNTS}: not the benchmark's test set (--incomplete to go on)")
@@ -133,17 +123,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--incomplete", action="store_true", help="write whatever scenes are there")
     add_archive_options(parser)
     options = parser.parse_args(arguments)
-    truth = Tree(options.truth)
-    arrays = read_fragments(Tree(obtain(options, URLS[options.variant])))
+    truth, tree = Tree(options.truth), Tree(obtain(options, URLS[options.variant]))
+    found = find_fragments(tree)
+    names = [(scene, number) for scene, number, _ in found]
+    arrays: dict[str, np.ndarray] = {}
     for benchmark in BENCHMARKS:
-        arrays |= {f"{benchmark}_{key}": value for key, value in read_truth(truth, arrays, benchmark).items()}
+        arrays |= {f"{benchmark}_{key}": value for key, value in read_truth(truth, names, benchmark).items()}
     if not options.incomplete:
-        verify(arrays)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(options.output, overwrite=True) as draft:
-        np.savez_compressed(draft, **arrays)
+        verify(names, arrays)
+    save_fragments(options.output, read_fragments(tree, found), scale=SCALE, compress=True, arrays=arrays)
     pairs = ", ".join(f"{len(arrays[f'{b}_pairs'])} pairs of {BENCHMARKS[b]}" for b in BENCHMARKS)
-    print(f"{options.output}: {len(arrays['scene'])} fragments, {pairs}")
+    print(f"{options.output}: {len(names)} fragments, {pairs}")
 
 
 if __name__ == "__main__":

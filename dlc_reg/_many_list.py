@@ -14,26 +14,29 @@ import numpy as np
 from dlc_reg.errors import InputError
 
 FIELDS = ("source", "target", "init", "name")
+TRUTH = "T_target_source"
 ROW = "a CSV file whose header is source,target and perhaps init,name, and rows with as many cells"
 ITEM = "(source, target), (source, target, init), or a mapping or named tuple of " + ", ".join(FIELDS)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One pair of the list; `init` (4, 4) or None."""
+    """One pair of the list; `init` (4, 4) or None; `truth` (4, 4), where a list was read with its truths, or None."""
 
     name: str
     source: Any
     target: Any
     init: Any = None
+    truth: Any = None
 
 
-def read_entries(pairs: Any, *, allow_outside: bool = False) -> Iterator[Entry]:
+def read_entries(pairs: Any, *, allow_outside: bool = False, truths: bool = False) -> Iterator[Entry]:
     """The pairs of an iterable, one at a time, or of a CSV file, each of whose rows was checked before the first.
 
     A pair without a name is called "source -> target" where both are paths, and by its number where not. In a file the
     paths are relative to its folder, and may lead out of it only if `allow_outside`; `init` is 16 numbers, row by row,
-    separated by blanks.
+    separated by blanks. With `truths` a file may have the column T_target_source too: such numbers, or the path of a
+    text file of them.
 
     Raises:
         InputError: A list that is not one; a file that cannot be read, with other columns, a broken row, a path that
@@ -41,9 +44,9 @@ def read_entries(pairs: Any, *, allow_outside: bool = False) -> Iterator[Entry]:
     """
     if isinstance(pairs, (str, os.PathLike)):
         path = Path(pairs).expanduser()
-        for _ in distinct(_rows(path, allow_outside)):
+        for _ in distinct(_rows(path, allow_outside, truths)):
             pass
-        return _rows(path, allow_outside)
+        return _rows(path, allow_outside, truths)
     if isinstance(pairs, Iterable) and not isinstance(pairs, Mapping):
         return (_entry(item, number) for number, item in enumerate(pairs))
     raise InputError("pairs", f"a {type(pairs).__name__}", "an iterable of pairs, or the path of a CSV file")
@@ -88,13 +91,14 @@ def _checked_name(name: Any, where: str) -> str:
     return name
 
 
-def _rows(path: Path, allow_outside: bool) -> Iterator[Entry]:
+def _rows(path: Path, allow_outside: bool, truths: bool) -> Iterator[Entry]:
     folder = path.parent.resolve()
+    fields = {*FIELDS, TRUTH} if truths else set(FIELDS)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = [cell.strip() for cell in next(reader, [])]
-            if not {"source", "target"} <= set(header) <= set(FIELDS) or len(set(header)) < len(header):
+            if not {"source", "target"} <= set(header) <= fields or len(set(header)) < len(header):
                 raise InputError("pairs", f"'{path}' with the header {','.join(header)!r}", ROW)
             for row in reader:
                 if row:
@@ -109,8 +113,31 @@ def _rows(path: Path, allow_outside: bool) -> Iterator[Entry]:
 def _row(cells: dict[str, str], folder: Path, where: str, allow_outside: bool) -> Entry:
     source, target = (_path(cells[key], folder, f"{where} {key}", allow_outside) for key in ("source", "target"))
     name = cells.get("name") or _named(cells["source"], cells["target"])
-    init = cells.get("init", "").strip()
-    return Entry(_checked_name(name, where), source, target, _matrix(init, where) if init else None)
+    init, truth = (cells.get(key, "").strip() for key in ("init", TRUTH))
+    return Entry(
+        _checked_name(name, where),
+        source,
+        target,
+        _matrix(init, f"{where} init") if init else None,
+        _truth(truth, folder, f"{where} {TRUTH}", allow_outside) if truth else None,
+    )
+
+
+def _truth(text: str, folder: Path, where: str, allow_outside: bool) -> Any:
+    if _is_number(text.split()[0]):
+        matrix = _matrix(text, where)
+    else:
+        path = _path(text, folder, where, allow_outside)
+        try:
+            content = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError("pairs", f"{where} {text!r} ({error})", "16 numbers, or a text file of them") from None
+        matrix = _matrix(content, f"{where} {text!r}:")
+    rotation = matrix[:3, :3]
+    rigid = np.abs(rotation @ rotation.T - np.eye(3)).max() < 1e-3 and np.linalg.det(rotation) > 0
+    if not rigid or np.abs(matrix[3] - [0, 0, 0, 1]).max() > 1e-6:
+        raise InputError("pairs", f"{where} {text!r}", "a rotation and a translation")
+    return matrix
 
 
 def _path(text: str, folder: Path, where: str, allow_outside: bool) -> Path:
@@ -125,11 +152,19 @@ def _path(text: str, folder: Path, where: str, allow_outside: bool) -> Path:
     return path
 
 
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
 def _matrix(text: str, where: str) -> Any:
     try:
         matrix = np.array([float(word) for word in text.split()]).reshape(4, 4)
     except ValueError:
         matrix = np.full((4, 4), np.nan)
     if not np.isfinite(matrix).all():
-        raise InputError("pairs", f"{where} init {text!r}", "16 numbers separated by blanks, the matrix row by row")
+        raise InputError("pairs", f"{where} {text[:200]!r}", "16 numbers separated by blanks, the matrix row by row")
     return matrix

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -105,6 +106,31 @@ def recall(errors: Any, thresholds: Any) -> Tensor:
         )
     below = e < t[..., None] if e.ndim == 1 else (e < t[..., None, :]).all(-1)
     return below.double().mean(-1)
+
+
+def inlier_ratio(source: Any, target: Any, truth: Any, distance: float) -> float:
+    """Share of putative matches, rows of `source` and `target` (M, 3), that the true pose lays nearer than `distance`.
+
+    In the points' unit; 0 without matches. The feature-matching recall of 3DMatch (Deng, Birdal and Ilic, PPFNet, CVPR
+    2018) is the share of pairs where it exceeds 0.05, with 0.1 m.
+    """
+    s, t = (torch.as_tensor(x, dtype=torch.float64) for x in (source, target))
+    if s.ndim != 2 or s.shape[-1:] != (3,) or s.shape != t.shape:
+        raise InputError("source, target", f"shapes {tuple(s.shape)}, {tuple(t.shape)}", "(M, 3) both")
+    if not len(s):
+        return 0.0
+    return float(((_move(_pose(truth, "truth"), s) - t).norm(dim=-1) < distance).double().mean())
+
+
+def mean_over_groups(values: Any, groups: Any) -> float:
+    """The mean of the groups' means of `values` (N,), whose groups are named by `groups` (N,): each weighs the same.
+
+    Where 3DMatch's papers say recall they mean this, over scenes, which differ in size; pooled is the plain mean.
+    """
+    v, names = np.asarray(values, dtype=np.float64), np.asarray(groups)
+    if v.ndim != 1 or v.shape != names.shape or not len(v):
+        raise InputError("values, groups", f"shapes {v.shape}, {names.shape}", "(N,) both, N at least 1")
+    return float(np.mean([v[names == name].mean() for name in np.unique(names)]))
 
 
 def _pose(pose: Any, argument: str) -> Tensor:

@@ -358,7 +358,8 @@ def test_threedmatch_refuses_what_is_wrong(tmp_path):
     (truth / "3DMatch.pkl").write_bytes(pickle.dumps({"src": Hostile()}))
     with pytest.raises(SystemExit, match="refused"):
         threedmatch.main(arguments)
-    zipped(archive, {"indoor/test/s1/cloud_bin_0.pth": saved(np.eye(4), True)})
+    (truth / "3DMatch.pkl").unlink()
+    zipped(archive, {f"indoor/test/s1/cloud_bin_{n}.pth": saved(np.eye(4), True) for n in (0, 10)})
     with pytest.raises(SystemExit, match=r"expected finite points \(N, 3\)"):
         threedmatch.main(arguments)
     zipped(archive, {"readme": b""})

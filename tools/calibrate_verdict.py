@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from fragments import BENCHMARKS, Fragments
+from fragments import Fragments
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -29,7 +29,7 @@ RIDGE = 1e-3
 def collect(path: str, count: int, seed: int, viewpoints: bool) -> tuple[Array, Array, NDArray[np.str_]]:
     """Features (N, F), right (N,) and scene (N,)."""
     fragments, rng = Fragments(path), np.random.default_rng(seed)
-    tasks = [task for benchmark in BENCHMARKS for task in fragments.pairs(benchmark, count, rng)]
+    tasks = [task for benchmark in fragments.benchmarks for task in fragments.pairs(benchmark, count, rng)]
     rows, right, scenes = [], [], []
     for task in tqdm([*tasks, *fragments.strangers(count, rng)]):
         source, target = (fragments.cloud(i, viewpoint=viewpoints) for i in (task.source, task.target))
