@@ -148,7 +148,7 @@ class ImagePairs(Dataset[ImagePair]):
                 "seed, length, size", f"{seed}, {length}, {size}", "from 0, from 1, a multiple of 12 from 48"
             )
         height, width = pictures.picture.shape[1:3]
-        if not (0 < zoom and 0 <= octaves and zoom * 2**octaves * size <= min(height, width)):
+        if not (zoom > 0 and octaves >= 0 and zoom * 2**octaves * size <= min(height, width)):
             given = f"{zoom}, doubled {octaves} times, for {size} pixels"
             raise InputError("zoom, octaves", given, f"inputs that fit into pictures of {width} x {height}")
         if not (0 <= reach <= 1 and 0 <= photometric <= 2):
