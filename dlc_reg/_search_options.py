@@ -10,6 +10,9 @@ import click
 
 from dlc_reg.api import METHODS
 from dlc_reg.errors import InputError
+from dlc_reg.registration.constraint import DOF
+
+DOF_HELP = f"What may move: {', '.join(DOF)}. yaw: turns about gravity, or z."
 
 
 def _methods() -> str:
@@ -26,9 +29,15 @@ def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--max-correspondence-distance", type=float, help="Farthest match. Default: from the voxel size."),
         click.option("--method", default="auto", show_default=True, metavar="NAME", help=_methods()),
         click.option("--with-scaling", is_flag=True, help="Estimate a scale as well."),
+        click.option("--dof", default="rigid", show_default=True, metavar="NAME", help=DOF_HELP),
         click.option("--source-viewpoint", help="Where the sensor stood, in the source's frame.", **point),
         click.option("--target-viewpoint", help="Where the sensor stood, in the target's frame.", **point),
         click.option("--sensor-frame", is_flag=True, help="Both sensors stood at their clouds' origins."),
+        click.option("--source-gravity", help="Which way is down, in the source's frame.", **point),
+        click.option("--target-gravity", help="Which way is down, in the target's frame.", **point),
+        click.option(
+            "--budget", type=float, metavar="SECONDS", help="Skip what takes longer, and say what was skipped."
+        ),
         click.option("--num-threads", type=click.IntRange(min=1), help="Default: all cores. The result is the same."),
         click.option("--seed", type=int, default=0, show_default=True),
     ]
