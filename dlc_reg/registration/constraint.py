@@ -111,19 +111,17 @@ class Constraint:
         angle: Array = np.arctan2(np.linalg.norm(np.cross(turned, b), axis=-1), turned @ b)
         return angle
 
-    def project(self, pose: Tensor, center: Tensor | None = None) -> Tensor:
+    def project(self, pose: Tensor, center: Tensor | None = None, *, with_scaling: bool = False) -> Tensor:
         """The permitted pose (4, 4) nearest to a pose, with the same image of `center` (3,), by default of the origin.
 
-        A prior lets poses within its tolerance be, and makes the others upright. A scale stays.
+        A prior lets poses within its tolerance be, and makes the others upright. `with_scaling` keeps a scale.
         """
         if self.free or (not self.held and float(self.deviation(pose)) <= TOLERANCE):
             return pose
         linear = pose[:3, :3].numpy()
-        scale = float(np.cbrt(np.linalg.det(linear)))
-        rotation = self._exact(linear)
-        # a scale is 1 to rounding where there is none
+        scale = float(np.cbrt(np.linalg.det(linear))) if with_scaling else 1.0
         projected = pose.clone()
-        projected[:3, :3] = torch.from_numpy(rotation if abs(scale - 1) < 1e-12 else scale * rotation)
+        projected[:3, :3] = torch.from_numpy(scale * self._exact(linear))
         if center is not None:
             projected[:3, 3] += (pose[:3, :3] - projected[:3, :3]) @ center
         return projected

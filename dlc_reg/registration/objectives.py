@@ -250,7 +250,7 @@ class Objective:
         if not evaluation.count:
             return omega
         updated, constraint = self._update(omega, evaluation), evaluation.pair.constraint
-        return constraint.project(updated) if constraint.held else updated  # of many steps' rounding nothing is left
+        return self._permitted(updated, constraint) if constraint.held else updated
 
     def _update(self, omega: Tensor, evaluation: Evaluation) -> Tensor:
         """Gauss-Newton: H xi = -b about the target's local origin, applied about the pivot."""
@@ -258,6 +258,10 @@ class Objective:
         xi = solve_least(*evaluation.normal_equations(), constraint.basis)
         xi[3:] += _skew(xi[:3]) @ evaluation.pair.pivot  # the same velocity field, written about the pivot
         return torch.from_numpy(constraint.motion(xi) @ omega.numpy())
+
+    def _permitted(self, omega: Tensor, constraint: Constraint) -> Tensor:
+        """Without what many steps' rounding leaves."""
+        return constraint.project(omega)
 
     def hessian(self, evaluation: Evaluation) -> Array:
         """Gauss-Newton Hessian (6, 6) about the target's local origin, rotation first."""
@@ -278,6 +282,9 @@ class PointToPoint(Objective):
         nearest = constraint.nearest_rotation if constraint.held else None
         update = fit_similarity(moments, with_scaling=self.with_scaling, nearest_rotation=nearest)
         return _compose(update, omega, evaluation.pair.pivot)
+
+    def _permitted(self, omega: Tensor, constraint: Constraint) -> Tensor:
+        return constraint.project(omega, with_scaling=self.with_scaling)
 
     def hessian(self, evaluation: Evaluation) -> Array:
         """sum G^T G at the matched target points, G = [-[q]x, I]: Open3D's information matrix (Choi et al., 2015)."""
