@@ -117,6 +117,25 @@ def test_sensor_frame_puts_both_viewpoints_at_the_origin(scans: tuple[Path, Path
     assert both.exit_code == 64 and "--source-viewpoint" in both.stderr
 
 
+def test_what_is_known_beforehand_reaches_the_library(scans: tuple[Path, Path], library: Library) -> None:
+    down = ["--source-gravity", "0", "0.5", "-1", "--target-gravity", "0", "0", "-1"]
+    assert run("register", *scans, "--dof", "yaw+translation", *down, "--budget", "2.5").exit_code == 0
+    called = library.calls[-1]
+    assert called["dof"] == "yaw+translation" and called["budget"] == 2.5
+    assert called["source_gravity"] == (0.0, 0.5, -1.0) and called["target_gravity"] == (0.0, 0.0, -1.0)
+
+
+def test_what_is_known_beforehand_is_checked_in_the_commands_words(scans: tuple[Path, Path]) -> None:
+    for arguments, says in (
+        (["--dof", "yaw"], "--dof"),
+        (["--budget", "0"], "--budget"),
+        (["--source-gravity", "0", "0", "-1"], "--target-gravity"),
+        (["--source-gravity", "0", "0", "0", "--target-gravity", "0", "0", "-1"], "--source-gravity"),
+    ):
+        done = run("register", *scans, *arguments)
+        assert done.exit_code == 64 and says in done.stderr, done.stderr
+
+
 def test_non_finite_points_are_dropped_and_counted(tmp_path: Path, scans: tuple[Path, Path], library: Library) -> None:
     points = surface()
     points[[3, 5]] = np.nan
