@@ -171,7 +171,7 @@ class GlobalSearch:
         if budget.seconds is None:
             return self.refine(poses)
         refined: list[Tensor] = []
-        for rows in poses.split(AT_ONCE):
+        for rows in torch.split(poses, AT_ONCE):
             left = len(poses) - sum(map(len, refined))
             if budget.skips(f"{left} of the search's {len(poses)} candidates", search=True):
                 break

@@ -243,7 +243,8 @@ def coarse_to_fine(
     if voxel > 0 or not done:
         status, distance = result.status, max_distances[-1]
         result = icp(
-            *(levels.whole(voxel) if voxel > 0 else levels.thinned(0.0) for levels in (moving, fixed)),
+            moving.whole(voxel) if voxel > 0 else moving.thinned(voxel),
+            fixed.whole(voxel) if voxel > 0 else fixed.thinned(voxel),
             objective,
             result.transformation,
             max_distance=distance,
@@ -293,8 +294,11 @@ def uncertainty(
 
 
 def _inverse(information: Array, basis: Array | None) -> Array:
-    inverse: Array = np.linalg.inv(information if basis is None else basis.T @ information @ basis)
-    return inverse if basis is None else np.asarray(basis @ inverse @ basis.T)
+    """Of the permitted motions, zero for the others."""
+    if basis is None:
+        return np.asarray(np.linalg.inv(information), dtype=np.float64)
+    permitted: Array = basis @ np.linalg.inv(basis.T @ information @ basis) @ basis.T
+    return permitted
 
 
 def _free_motions(evaluation: Evaluation, information: Array) -> list[FreeMotion]:
