@@ -313,16 +313,18 @@ def _register_rigid(task: _Task, stages: Stages) -> RegistrationResult:
 
 def _search(task: _Task, search: GlobalSearch, start: torch.Tensor, stages: Stages) -> tuple[torch.Tensor, Candidates]:
     """The pose to refine, and the candidates that it was chosen from, or that are evidence for it."""
-    method, constraint, budget = task.prepared.options.method, task.constraint, task.budget
+    method, budget = task.prepared.options.method, task.budget
     starts = [start] if method == "auto" else []
     if method != "global" and not budget.skips("the learned start"):
         with stages("learn"):
-            learned = estimate(shipped(), search.source.coarse.points, search.target.coarse.points, start)
-            starts.append(constraint.project(learned, search.source.center))
+            starts.append(estimate(shipped(), search.source.coarse.points, search.target.coarse.points, start))
     with stages("search"):
         candidates = search.candidates(torch.stack(starts) if starts else None, budget)
         if method == "learned":
-            return (search.refine(starts[0][None])[0] if starts else start), candidates
+            if not starts:
+                return start, candidates
+            learned = task.constraint.project(starts[0], search.source.center)
+            return search.refine(learned[None])[0], candidates
         if budget.skipped and not len(candidates):
             return start, candidates
         return choose(search, candidates, start if task.start is not None and method == "auto" else None), candidates
