@@ -9,12 +9,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud
+from dlc_reg.registration.global_search import Candidates, GlobalSearch
 
 MIN_CELLS, MAX_CELLS = 3, 500_000  # voxels across a cloud
+INIT_PREFERENCE = 0.7  # a given start keeps its basin unless another pose scores more than this above it
 WHOLE_CLOUD = 300_000  # clouds up to this size are refined whole, larger ones thinned
 
 
@@ -114,3 +118,12 @@ def as_given(pairs: NDArray[np.int32], source: PointCloud, target: PointCloud) -
         for side, cloud in enumerate((source, target))
     ]
     return np.stack(rows, axis=1).astype(np.int32)
+
+
+def choose(search: GlobalSearch, candidates: Candidates, start: Tensor | None) -> Tensor:
+    """The best candidate, or the refined start if it is nearly as good."""
+    if start is not None:
+        refined = search.judge(search.refine(start[None]))
+        if not len(candidates) or float(refined.scores[0]) > float(candidates.scores[0]) - INIT_PREFERENCE:
+            return refined.poses[0]
+    return candidates.poses[0] if len(candidates) else search.constraint.project(torch.eye(4, dtype=torch.float64))

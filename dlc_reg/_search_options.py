@@ -10,6 +10,9 @@ import click
 
 from dlc_reg.api import METHODS
 from dlc_reg.errors import InputError
+from dlc_reg.registration.constraint import DOF
+
+DOF_HELP = f"What may move: {', '.join(DOF)}. yaw: turns about gravity, or z."
 
 
 def _methods() -> str:
@@ -25,7 +28,8 @@ def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def search_options_of_many(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds those that make sense for every pair of many clouds in one frame."""
-    return _added(command, {"--with-scaling", "--source-viewpoint", "--target-viewpoint"})
+    of_one = {f"--{side}-{what}" for side in ("source", "target") for what in ("viewpoint", "gravity")}
+    return _added(command, {"--with-scaling", "--dof", *of_one})
 
 
 def _added(command: Callable[..., Any], left_out: set[str]) -> Callable[..., Any]:
@@ -35,9 +39,13 @@ def _added(command: Callable[..., Any], left_out: set[str]) -> Callable[..., Any
         "--max-correspondence-distance": {"type": float, "help": "Farthest match. Default: from the voxel size."},
         "--method": {"default": "auto", "show_default": True, "metavar": "NAME", "help": _methods()},
         "--with-scaling": {"is_flag": True, "help": "Estimate a scale as well."},
+        "--dof": {"default": "rigid", "show_default": True, "metavar": "NAME", "help": DOF_HELP},
         "--source-viewpoint": {"help": "Where the sensor stood, in the source's frame.", **point},
         "--target-viewpoint": {"help": "Where the sensor stood, in the target's frame.", **point},
         "--sensor-frame": {"is_flag": True, "help": "Both sensors stood at their clouds' origins."},
+        "--source-gravity": {"help": "Which way is down, in the source's frame.", **point},
+        "--target-gravity": {"help": "Which way is down, in the target's frame.", **point},
+        "--budget": {"type": float, "metavar": "SECONDS", "help": "Skip what takes longer, and say what was skipped."},
         "--num-threads": {"type": click.IntRange(min=1), "help": "Default: all cores. The result is the same."},
         "--seed": {"type": int, "default": 0, "show_default": True},
     }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache, partial
 from typing import Any
@@ -12,32 +10,25 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from dlc_reg._register_parts import WHOLE_CLOUD, Lengths, Stages, as_given, radius, scaled
+from dlc_reg._register_options import METHODS, OBJECTIVES, SEARCHED, Options
+from dlc_reg._register_parts import WHOLE_CLOUD, Lengths, Stages, as_given, choose, radius, scaled
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud, check_pair, globalize, localize
 from dlc_reg.iterate import Status
 from dlc_reg.manifold import check_rigid
 from dlc_reg.registration import verification
+from dlc_reg.registration.budget import Budget
+from dlc_reg.registration.constraint import Constraint, constrained
 from dlc_reg.registration.global_search import Candidates, GlobalSearch, Thinned, working_voxel_size
 from dlc_reg.registration.icp import Callback, Levels, coarse_to_fine
 from dlc_reg.registration.learned.apply import estimate, shipped
-from dlc_reg.registration.objectives import Colored, Generalized, Objective, PointToPlane, PointToPoint, Symmetric
+from dlc_reg.registration.objectives import PointToPoint
 from dlc_reg.registration.result import RegistrationResult, Verdict
 
-__all__ = ["Prepared", "RegistrationResult", "Verdict", "prepare", "register"]
+__all__ = ["METHODS", "Options", "Prepared", "RegistrationResult", "Verdict", "prepare", "register"]
 
-OBJECTIVES: dict[str, Objective] = {
-    "point_to_point": PointToPoint(),
-    "point_to_plane": PointToPlane(),
-    "symmetric": Symmetric(),
-    "generalized": Generalized(),
-    "colored": Colored(),
-}
-METHODS = ("auto", "global", "learned", *OBJECTIVES)
-SEARCHED = PointToPlane()  # refines the pose that a search found
 THINNED_KEPT = 4  # voxel sizes for which a target stays thinned
 SUSPECT_EXTENT_RATIO = 5.0  # from which on a failure may be one of units
-INIT_PREFERENCE = 0.7  # a given start keeps its basin unless another pose scores more than this above it
 SCALE_FACTORS = (1.0, 0.8, 1.25)  # tried about the ratio of the clouds' sizes, until one is trusted
 
 
@@ -50,8 +41,12 @@ def register(
     voxel_size: float | None = None,
     max_correspondence_distance: float | None = None,
     with_scaling: bool = False,
+    dof: str = "rigid",
     source_viewpoint: ArrayLike | None = None,
     target_viewpoint: ArrayLike | None = None,
+    source_gravity: ArrayLike | None = None,
+    target_gravity: ArrayLike | None = None,
+    budget: float | None = None,
     remove_non_finite: bool = False,
     num_threads: int | None = None,
     device: str | torch.device | None = None,
@@ -74,8 +69,17 @@ def register(
         max_correspondence_distance: Of the last refinement and of the evidence (fitness, inlier RMSE), in the points'
             unit; a refining method uses it throughout. None: from the data.
         with_scaling: Find a common scale too; the transformation is then a similarity.
+        dof: "rigid"; "yaw+translation", turns about the vertical alone: z in both clouds, or the gravities; or
+            "translation", no turn. It holds in the search, in every step and in the answer, to rounding.
         source_viewpoint, target_viewpoint: Where the sensor stood, (3,) in that cloud's own frame. With both known the
             answer is much more reliable, with a wrong one it is ruined: leave None unless sure.
+        source_gravity, target_gravity: Which way is down, (3,) in that cloud's own frame, of any length; both or none.
+            With "yaw+translation" the answer turns the one exactly to the other; otherwise they are a prior: poses that
+            turn it more than 10 degrees away are not considered.
+        budget: Seconds. When they are over, what is left of the search and of the refinement is skipped, the best pose
+            so far is verified and returned, and `settings["budget_skipped"]` and the verdict's reasons name what was
+            skipped. Reading, thinning and verifying are never skipped. A budget that is not reached changes no bit;
+            what one that is reached leaves out depends on the machine.
         remove_non_finite: Drop points with NaN or infinity (counted in `settings`) instead of raising.
         num_threads: None: all cores. The answer does not depend on it.
         device: None or "cpu": `register` runs on the CPU (`dlc_reg.ops` has CUDA kernels).
@@ -90,12 +94,23 @@ def register(
         InputError: Bad input: says which argument, what was given and what is expected.
     """
     options = Options(
-        method, voxel_size, max_correspondence_distance, with_scaling, remove_non_finite, num_threads, device, seed
+        method,
+        voxel_size,
+        max_correspondence_distance,
+        with_scaling,
+        remove_non_finite,
+        num_threads,
+        device,
+        seed,
+        dof,
+        target_gravity,
+        budget,
     )
+    allowed = Budget(budget)
     with Stages(progress) as stages:
         with stages("read"):
             prepared = Prepared(options.read(target, "target", target_viewpoint), options)
-        return prepared._register(source, init, source_viewpoint, callback, stages)
+        return prepared._register(source, init, source_viewpoint, source_gravity, callback, stages, allowed)
 
 
 def prepare(
@@ -105,7 +120,10 @@ def prepare(
     voxel_size: float | None = None,
     max_correspondence_distance: float | None = None,
     with_scaling: bool = False,
+    dof: str = "rigid",
     target_viewpoint: ArrayLike | None = None,
+    target_gravity: ArrayLike | None = None,
+    budget: float | None = None,
     remove_non_finite: bool = False,
     num_threads: int | None = None,
     device: str | torch.device | None = None,
@@ -121,51 +139,19 @@ def prepare(
         InputError: Bad input, as `register` does.
     """
     options = Options(
-        method, voxel_size, max_correspondence_distance, with_scaling, remove_non_finite, num_threads, device, seed
+        method,
+        voxel_size,
+        max_correspondence_distance,
+        with_scaling,
+        remove_non_finite,
+        num_threads,
+        device,
+        seed,
+        dof,
+        target_gravity,
+        budget,
     )
     return Prepared(options.read(target, "target", target_viewpoint), options)
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `register` is told beside the clouds. Raises InputError for what it cannot be told."""
-
-    method: str = "auto"
-    voxel_size: float | None = None
-    max_correspondence_distance: float | None = None
-    with_scaling: bool = False
-    remove_non_finite: bool = False
-    num_threads: int | None = None
-    device: str | torch.device | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InputError("method", repr(self.method), "one of " + ", ".join(map(repr, METHODS)))
-        if self.with_scaling and self.method not in ("auto", "global", "point_to_point"):
-            raise InputError("method", f"{self.method!r} with with_scaling", "'auto', 'global' or 'point_to_point'")
-        for name in ("voxel_size", "max_correspondence_distance"):
-            value = getattr(self, name)
-            number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-            if value is not None and not (number and 0 < value < math.inf):
-                raise InputError(name, repr(value), "a positive finite length in the points' unit, or None")
-        threads, seed = self.num_threads, self.seed
-        counted = isinstance(threads, numbers.Integral) and not isinstance(threads, bool) and threads >= 1
-        if threads is not None and not counted:
-            raise InputError("num_threads", repr(threads), "a positive integer, or None for all cores")
-        if not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or seed < 0:
-            raise InputError("seed", repr(seed), "an integer, 0 or above")
-        if self.device is not None and str(self.device) != "cpu":
-            raise InputError("device", repr(self.device), "'cpu' or None: only dlc_reg.ops has CUDA kernels")
-
-    def read(self, cloud: Any, name: str, viewpoint: ArrayLike | None) -> PointCloud:
-        read = PointCloud.from_any(
-            cloud, name=name, viewpoint=viewpoint, remove_non_finite=self.remove_non_finite, seed=self.seed
-        )
-        objective = OBJECTIVES.get(self.method, SEARCHED)
-        if "colors" in objective.needs_of(name):
-            objective.require("colors", name, read)
-        return read
 
 
 class Prepared:
@@ -199,34 +185,48 @@ class Prepared:
         *,
         init: ArrayLike | None = None,
         source_viewpoint: ArrayLike | None = None,
+        source_gravity: ArrayLike | None = None,
         progress: bool = False,
         callback: Callback | None = None,
     ) -> RegistrationResult:
         """What `dlc_reg.register` finds for `source` and this target; arguments and errors are described there."""
+        budget = Budget(self.options.budget)
         with Stages(progress) as stages:
-            return self._register(source, init, source_viewpoint, callback, stages)
+            return self._register(source, init, source_viewpoint, source_gravity, callback, stages, budget)
 
     def _register(
         self,
         source: Any,
         init: ArrayLike | None,
         source_viewpoint: ArrayLike | None,
+        source_gravity: ArrayLike | None,
         callback: Callback | None,
         stages: Stages,
+        budget: Budget,
     ) -> RegistrationResult:
         options, fixed = self.options, self.target
         if callback is not None and not callable(callback):
             raise InputError("callback", repr(callback), "a function of the iteration's record, or None")
+        constraint = constrained(options.dof, source_gravity, options.target_gravity)
         with stages("read"):
             moving = options.read(source, "source", source_viewpoint)
             start = None if init is None else check_rigid(init, "init", with_scaling=options.with_scaling)
+            if start is not None:
+                constraint.check(start, "init")
             if not options.with_scaling:
                 check_pair(moving, fixed)
-        task = _Task(moving, self, start, callback)
+        task = _Task(moving, self, start, callback, constraint, budget)
         result = _register_similar(task, stages) if options.with_scaling else _register_rigid(task, stages)
+        judged = result.verdict or Verdict.FAILED, result.verdict_reasons
+        result.verdict, result.verdict_reasons = verification.qualify(judged, constraint, result.transformation, budget)
         result.settings |= {
             "method": options.method,
             "with_scaling": options.with_scaling,
+            "dof": options.dof,
+            "source_gravity": constraint.down and list(constraint.down[0]),
+            "target_gravity": constraint.down and list(constraint.down[1]),
+            "budget": options.budget,
+            "budget_skipped": budget.skipped,
             "source_points": len(moving),
             "target_points": len(fixed),
             "source_dropped": moving.dropped,
@@ -248,6 +248,8 @@ class _Task:
     prepared: Prepared
     start: NDArray[np.float64] | None
     callback: Callback | None
+    constraint: Constraint
+    budget: Budget
 
 
 def _register_rigid(task: _Task, stages: Stages) -> RegistrationResult:
@@ -270,32 +272,17 @@ def _register_rigid(task: _Task, stages: Stages) -> RegistrationResult:
             voxel,
             oriented=oriented,
             num_threads=options.num_threads,
+            constraint=task.constraint,
         )
     local = localize(np.eye(4) if task.start is None else task.start, source, target)
-    start = torch.from_numpy(local)
-    starts = [] if options.method in ("global", "learned") else [start]
-    if options.method in ("auto", "learned"):
-        with stages("learn"):
-            starts.append(estimate(shipped(), search.source.coarse.points, search.target.coarse.points, start))
-    with stages("search"):
-        candidates = search.candidates(torch.stack(starts) if starts else None)
-        if options.method == "learned":
-            pose = search.refine(starts[0][None])[0]
-        elif refining is None:
-            pose = _choose(search, candidates, start if task.start is not None and options.method == "auto" else None)
-    with stages("refine"):
-        coarsest = lengths.voxel_size / 2 if refining is None else 2 * lengths.voxel_size
-        sizes, distances = lengths.levels(coarsest)
-        result = coarse_to_fine(
-            source,
-            prepared._levels,
-            refining or SEARCHED,
-            globalize((pose if refining is None else start).numpy(), source, target),
-            voxel_sizes=sizes,
-            max_distances=distances,
-            callback=task.callback,
-            num_threads=options.num_threads,
-        )
+    start = task.constraint.project(torch.from_numpy(local))
+    if refining is None:
+        pose, candidates = _search(task, search, start, stages)
+        result = _refine(task, lengths, pose, stages)
+    else:  # the answer before its evidence: a budget may not suffice for both
+        result = _refine(task, lengths, start, stages)
+        with stages("search"):
+            candidates = search.candidates(start[None], task.budget)
     with stages("verify"):
         final = torch.from_numpy(localize(result.transformation, source, target))
         evidence = verification.gather(search, final, candidates, target.origin)
@@ -324,13 +311,42 @@ def _register_rigid(task: _Task, stages: Stages) -> RegistrationResult:
     return result
 
 
-def _choose(search: GlobalSearch, candidates: Candidates, start: torch.Tensor | None) -> torch.Tensor:
-    """The best candidate, or the refined start if it is nearly as good."""
-    if start is not None:
-        refined = search.judge(search.refine(start[None]))
-        if float(refined.scores[0]) > float(candidates.scores[0]) - INIT_PREFERENCE:
-            return refined.poses[0]
-    return candidates.poses[0] if len(candidates) else torch.eye(4, dtype=torch.float64)
+def _search(task: _Task, search: GlobalSearch, start: torch.Tensor, stages: Stages) -> tuple[torch.Tensor, Candidates]:
+    """The pose to refine, and the candidates that it was chosen from, or that are evidence for it."""
+    method, budget = task.prepared.options.method, task.budget
+    starts = [start] if method == "auto" else []
+    if method != "global" and not budget.skips("the learned start"):
+        with stages("learn"):
+            starts.append(estimate(shipped(), search.source.coarse.points, search.target.coarse.points, start))
+    with stages("search"):
+        candidates = search.candidates(torch.stack(starts) if starts else None, budget)
+        if method == "learned":
+            if not starts:
+                return start, candidates
+            learned = task.constraint.project(starts[0], search.source.center)
+            return search.refine(learned[None])[0], candidates
+        if budget.skipped and not len(candidates):
+            return start, candidates
+        return choose(search, candidates, start if task.start is not None and method == "auto" else None), candidates
+
+
+def _refine(task: _Task, lengths: Lengths, pose: torch.Tensor, stages: Stages) -> RegistrationResult:
+    options = task.prepared.options
+    refining = OBJECTIVES.get(options.method)
+    with stages("refine"):
+        sizes, distances = lengths.levels(lengths.voxel_size / 2 if refining is None else 2 * lengths.voxel_size)
+        return coarse_to_fine(
+            task.source,
+            task.prepared._levels,
+            refining or SEARCHED,
+            globalize(pose.numpy(), task.source, task.prepared.target),
+            voxel_sizes=sizes,
+            max_distances=distances,
+            callback=task.callback,
+            constraint=task.constraint,
+            budget=task.budget,
+            num_threads=options.num_threads,
+        )
 
 
 def _register_similar(task: _Task, stages: Stages) -> RegistrationResult:
@@ -342,6 +358,8 @@ def _register_similar(task: _Task, stages: Stages) -> RegistrationResult:
         scales = [radius(target) / radius(source) * factor for factor in SCALE_FACTORS]
     best: tuple[RegistrationResult, float] | None = None
     for scale in scales:
+        if best is not None and task.budget.skips(f"a scale near {scale:.3g}", search=True):
+            break
         start = None if task.start is None else task.start @ np.diag([1 / scale] * 3 + [1.0])
         result = _register_rigid(replace(task, source=scaled(source, scale), start=start), stages)
         if best is None or result.settings["trust"] > best[0].settings["trust"]:
@@ -360,6 +378,8 @@ def _register_similar(task: _Task, stages: Stages) -> RegistrationResult:
             max_distances=[result.settings["max_correspondence_distance"]],
             iterations=100,
             callback=task.callback,
+            constraint=task.constraint,
+            budget=task.budget,
             num_threads=options.num_threads,
         )
     similar.settings = (

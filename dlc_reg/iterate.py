@@ -33,6 +33,7 @@ class Status(str, enum.Enum):
     NO_CORRESPONDENCES = "no point of the source has a neighbour in the target within the distance allowed"
     SINGULAR = "the geometry leaves a direction of motion free, so that no step is determined along it"
     STOPPED = "stopped by the callback"
+    OUT_OF_TIME = "stopped when the time allowed was over, before it settled"
     DIVERGED = "diverged: the prediction or its value is no longer finite"
 
     def __str__(self) -> str:

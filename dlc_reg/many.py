@@ -16,9 +16,11 @@ from dlc_reg._many_output import COLUMNS, ENTRIES, Output, open_output
 from dlc_reg.api import Options, register
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import check_viewpoint
+from dlc_reg.registration.constraint import constrained
 from dlc_reg.registration.result import RegistrationResult
 
 VIEWPOINTS = ("source_viewpoint", "target_viewpoint")
+OF_CLOUDS = (*VIEWPOINTS, "source_gravity")  # what `register` takes beside its `Options`
 DIED = "the process that worked on it died: it crashed, was killed, or ran out of memory"
 UNBORN = "the executor's processes die before they are given a pair; does the script lack `if __name__ == '__main__':`?"
 BROKE = (
@@ -104,9 +106,10 @@ def register_many(
 def _check_options(options: dict[str, Any]) -> None:
     known = [field.name for field in fields(Options)]
     for name in options:
-        if name not in (*known, *VIEWPOINTS):
-            raise InputError(name, "an option", "one of " + ", ".join((*known, *VIEWPOINTS)))
-    Options(**{name: value for name, value in options.items() if name in known})
+        if name not in (*known, *OF_CLOUDS):
+            raise InputError(name, "an option", "one of " + ", ".join((*known, *OF_CLOUDS)))
+    checked = Options(**{name: value for name, value in options.items() if name in known})
+    constrained(checked.dof, options.get("source_gravity"), checked.target_gravity)
     for name in VIEWPOINTS:
         if options.get(name) is not None:
             check_viewpoint(options[name], name)

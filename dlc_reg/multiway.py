@@ -71,8 +71,8 @@ def register_multiway(
             square, in the points' unit. None: two voxels of the pair's `voxel_size`.
         executor, in_flight: Where to work, as for `register_many`.
         progress: Show a progress bar.
-        options: Of `register`, for every pair; not `init`, `source_viewpoint`, `target_viewpoint`, `callback` and
-            `with_scaling`, for poses are rigid.
+        options: Of `register`, for every pair; not `init`, `callback`, what is said of one cloud (viewpoints,
+            gravity), and `with_scaling` and `dof`, for the graph's poses are rigid.
 
     Returns:
         `MultiwayResult`. A pair whose registration raises is an edge that is not used, and costs only itself.
@@ -118,8 +118,9 @@ def _check_options(options: Mapping[str, Any], tolerance: float | None) -> None:
     for name in ("source_viewpoint", "target_viewpoint"):
         if name in options:
             raise InputError(name, "an option", "viewpoints, one for each cloud")
-    if options.get("with_scaling"):
-        raise InputError("with_scaling", "True", "False: the poses of a graph are rigid")
+    for name, rigid in (("with_scaling", False), ("dof", "rigid"), ("source_gravity", None), ("target_gravity", None)):
+        if options.get(name, rigid) != rigid:
+            raise InputError(name, repr(options[name]), f"{rigid!r}: the poses of a graph are rigid and free")
     number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool)
     if tolerance is not None and not (number and 0 < tolerance < np.inf):
         raise InputError("tolerance", repr(tolerance), "a positive finite length in the points' unit, or None")

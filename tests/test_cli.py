@@ -81,6 +81,8 @@ def test_options_reach_the_library(scans: tuple[Path, Path], library: Library, t
     options = ["--voxel-size", "0.1", "--max-correspondence-distance", "0.3", "--method", "point-to-plane"]
     options += ["--with-scaling", "--num-threads", "2", "--seed", "7"]
     options += ["--source-viewpoint", "1", "2", "-3", "--target-viewpoint", "4", "5", "6", "--init", str(start)]
+    options += ["--source-gravity", "0", "0.5", "-1", "--target-gravity", "0", "0", "-1"]
+    options += ["--dof", "yaw+translation", "--budget", "2.5"]
     result = run("register", *scans, *options)
     assert result.exit_code == 0 and "scale 1\n" in result.stdout and "voxel size 0.05 (given)" in result.stdout
     given = dict(library.calls[-1])
@@ -96,6 +98,10 @@ def test_options_reach_the_library(scans: tuple[Path, Path], library: Library, t
         "progress": False,
         "source_viewpoint": (1.0, 2.0, -3.0),
         "target_viewpoint": (4.0, 5.0, 6.0),
+        "source_gravity": (0.0, 0.5, -1.0),
+        "target_gravity": (0.0, 0.0, -1.0),
+        "dof": "yaw+translation",
+        "budget": 2.5,
     }
 
 
@@ -115,6 +121,17 @@ def test_sensor_frame_puts_both_viewpoints_at_the_origin(scans: tuple[Path, Path
     assert library.calls[-1]["source_viewpoint"] == library.calls[-1]["target_viewpoint"] == (0.0, 0.0, 0.0)
     both = run("register", *scans, "--sensor-frame", "--source-viewpoint", "0", "0", "1")
     assert both.exit_code == 64 and "--source-viewpoint" in both.stderr
+
+
+def test_what_is_known_beforehand_is_checked_in_the_commands_words(scans: tuple[Path, Path]) -> None:
+    for arguments, says in (
+        (["--dof", "yaw"], "--dof"),
+        (["--budget", "0"], "--budget"),
+        (["--source-gravity", "0", "0", "-1"], "--target-gravity"),
+        (["--source-gravity", "0", "0", "0", "--target-gravity", "0", "0", "-1"], "--source-gravity"),
+    ):
+        done = run("register", *scans, *arguments)
+        assert done.exit_code == 64 and says in done.stderr, done.stderr
 
 
 def test_non_finite_points_are_dropped_and_counted(tmp_path: Path, scans: tuple[Path, Path], library: Library) -> None:

@@ -122,6 +122,7 @@ def test_options_reach_the_library(pairs, tmp_path, monkeypatch):
     here = calls[0]
     assert here["executor"] is None and here["num_threads"] is None and here["remove_non_finite"] is True
     assert here["source_viewpoint"] == here["target_viewpoint"] == (0.0, 0.0, 0.0)
+    assert here["dof"] == "rigid" and here["source_gravity"] is None and here["budget"] is None
     assert here["seed"] == 3 and here["with_scaling"] is True and here["allow_outside"] is False
     run("register-many", pairs, "-o", tmp_path / "o.csv", "--workers", "3")
     run("register-many", pairs, "-o", tmp_path / "o.csv", "--workers", "3", "--num-threads", "2")

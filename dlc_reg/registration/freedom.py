@@ -43,20 +43,22 @@ def surface_curvature(points: Array, normals: Array) -> tuple[Array, Array, floa
     return jacobian.T @ jacobian / len(points), centre, radius
 
 
-def free_motions(points: Array, normals: Array) -> list[FreeMotion]:
+def free_motions(points: Array, normals: Array, basis: Array | None = None) -> list[FreeMotion]:
     """The motions that slide matched surfaces along themselves; empty where all six degrees of freedom are held.
 
-    `points` (m, 3): matched target points; `normals` (m, 3): theirs. Compare Gelfand et al., 3DIM 2003.
+    `points` (m, 3): matched target points; `normals` (m, 3): theirs. Compare Gelfand et al., 3DIM 2003. `basis` (6, k):
+    of the motions that are permitted (`Constraint.basis`); None: of all.
     """
     if not len(points):
         return []
     hessian, centre, radius = surface_curvature(points, normals)
-    return describe_null_space(hessian, centre, radius)
+    return describe_null_space(hessian, centre, radius, basis)
 
 
-def describe_null_space(hessian: Array, centre: Array, radius: float) -> list[FreeMotion]:
+def describe_null_space(hessian: Array, centre: Array, radius: float, basis: Array | None = None) -> list[FreeMotion]:
     """`free_motions` from a Hessian (6, 6) about `centre` whose rotations are measured in units of `radius`."""
-    values, vectors = np.linalg.eigh(hessian)
+    values, vectors = np.linalg.eigh(hessian if basis is None else basis.T @ hessian @ basis)
+    vectors = vectors if basis is None else basis @ vectors
     null = vectors[:, values < RELATIVE_CURVATURE * values[-1]]
     if not null.size:
         return []

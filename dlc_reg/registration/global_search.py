@@ -10,11 +10,15 @@ import math
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dlc_reg import ops
 from dlc_reg.geometry import PointCloud, turned_to
+from dlc_reg.registration.budget import Budget
+from dlc_reg.registration.constraint import FREE, Constraint
+from dlc_reg.registration.steps import solve_least
 
 WORKING_POINTS = 4500  # the working voxel size leaves about so many points in the larger cloud
 MAX_MATCHES = 2000
@@ -24,6 +28,9 @@ DISTINCT_ANGLE = math.radians(10)
 DISTINCT_VOXELS = 3.0
 NORMAL_COSINE = 0.8
 TURNS = 600  # rotations about the centres: they find whole objects with too few points for features
+UPRIGHT_TURNS = 60  # the same where the vertical is known: 6 degrees apart
+HELD_COSINE, HELD_FEWEST = 0.5, 6  # as ops.refine_poses
+AT_ONCE = 8  # candidates that are refined between two looks at the clock
 BIN_ANGLE = 0.03  # [rad] of a depth map, unless the points lie further apart than that
 
 
@@ -40,6 +47,11 @@ class Thinned:
     def center(self) -> Tensor:
         """(3,) float64: the mean of the coarse points."""
         return self.coarse.points.double().mean(0)
+
+    @cached_property
+    def fine_index(self) -> ops.SearchIndex:
+        """Of the fine points; only constrained refinement needs it."""
+        return ops.SearchIndex(self.fine.points)
 
     @staticmethod
     def prepare(cloud: PointCloud, voxel: float, *, oriented: bool, num_threads: int | None = None) -> Thinned:
@@ -91,7 +103,10 @@ class Candidates:
 
 @dataclass(frozen=True)
 class GlobalSearch:
-    """Two thinned clouds and their mutual feature matches (rows of `p`, `q`, (M, 3) float32, belong together)."""
+    """Two thinned clouds and their mutual feature matches (rows of `p`, `q`, (M, 3) float32, belong together).
+
+    Poses are those that `constraint` permits, or that its prior finds likely.
+    """
 
     source: Thinned
     target: Thinned
@@ -100,6 +115,7 @@ class GlobalSearch:
     p: Tensor
     q: Tensor
     num_threads: int | None = None
+    constraint: Constraint = FREE
 
     @staticmethod
     def prepare(
@@ -112,41 +128,106 @@ class GlobalSearch:
 
     @staticmethod
     def between(
-        a: Thinned, b: Thinned, voxel: float, *, oriented: bool, num_threads: int | None = None
+        a: Thinned,
+        b: Thinned,
+        voxel: float,
+        *,
+        oriented: bool,
+        num_threads: int | None = None,
+        constraint: Constraint = FREE,
     ) -> GlobalSearch:
         """Between a source `a` and a target `b`, both thinned to `voxel` before, with one `oriented`."""
         pairs, squared = ops.mutual_matches(a.features, b.features, num_threads=num_threads)
         pairs = pairs[squared.argsort(stable=True)[:MAX_MATCHES]]
         p, q = a.coarse.points[pairs[:, 0]], b.coarse.points[pairs[:, 1]]
-        return GlobalSearch(a, b, voxel, oriented, p, q, num_threads)
+        return GlobalSearch(a, b, voxel, oriented, p, q, num_threads, constraint)
 
-    def candidates(self, starts: Tensor | None = None) -> Candidates:
+    def candidates(self, starts: Tensor | None = None, budget: Budget | None = None) -> Candidates:
         """The distinct best of the poses that the matches propose, of all turns that bring the centres together, and of
-        `starts` (S, 4, 4); refined, best first."""
-        proposed, _ = ops.propose_poses(
-            self.p, self.q, 2 * self.voxel, max_seeds=MAX_SEEDS, num_threads=self.num_threads
-        )
-        poses = torch.cat([proposed, self._turns()] + ([] if starts is None else [starts]))
-        judged = self.judge(poses, self.source.coarse, self.target.coarse, 2 * self.voxel)
+        `starts` (S, 4, 4); refined, best first. When `budget` is spent, what is left is left out."""
+        budget = budget or Budget()
+        sources = [] if starts is None else [starts]
+        if not budget.skips("the search's poses from feature matches and turns", search=True):
+            proposed, _ = ops.propose_poses(
+                self.p, self.q, 2 * self.voxel, max_seeds=MAX_SEEDS, num_threads=self.num_threads
+            )
+            sources = [proposed, self._turns(), *sources]
+        poses = torch.cat(sources) if sources else torch.empty(0, 4, 4, dtype=torch.float64)
+        judged = self.judge(self._admitted(poses), self.source.coarse, self.target.coarse, 2 * self.voxel)
         chosen = _distinct(judged, self.source.center, DISTINCT_VOXELS * self.voxel)
-        return self.judge(self.refine(judged.poses[chosen]))
+        return self.judge(self._admitted(self._refined_in_time(judged.poses[chosen], budget)))
+
+    def _admitted(self, poses: Tensor) -> Tensor:
+        return self.constraint.admit(poses, self.source.center)
 
     def _turns(self) -> Tensor:
-        poses = torch.eye(4, dtype=torch.float64).repeat(TURNS, 1, 1)
-        poses[:, :3, :3] = super_fibonacci(TURNS)
+        rotations = super_fibonacci(TURNS) if self.constraint.free else self.constraint.turns(UPRIGHT_TURNS)
+        poses = torch.eye(4, dtype=torch.float64).repeat(len(rotations), 1, 1)
+        poses[:, :3, :3] = rotations
         poses[:, :3, 3] = self.target.center - poses[:, :3, :3] @ self.source.center
         return poses
 
+    def _refined_in_time(self, poses: Tensor, budget: Budget) -> Tensor:
+        if budget.seconds is None:
+            return self.refine(poses)
+        refined: list[Tensor] = []
+        for rows in torch.split(poses, AT_ONCE):
+            left = len(poses) - sum(map(len, refined))
+            if budget.skips(f"{left} of the search's {len(poses)} candidates", search=True):
+                break
+            refined.append(self.refine(rows))
+        return torch.cat(refined) if refined else poses[:0]
+
     def refine(self, poses: Tensor) -> Tensor:
         """Point-to-plane, first on the coarse and then on the fine points."""
-        refine = partial(ops.refine_poses, oriented=self.oriented, num_threads=self.num_threads)
         v, source, target = self.voxel, self.source, self.target
+        if self.constraint.held:
+            rough = partial(self._held, source.coarse, target.coarse, target.index, 1000, 10, 2.5 * v, 1.5 * v)
+            smooth = partial(self._held, source.fine, target.fine, target.fine_index, 2000, 4, 1.2 * v, 0.8 * v)
+            return torch.stack([smooth(rough(pose)) for pose in poses]) if len(poses) else poses
+        refine = partial(ops.refine_poses, oriented=self.oriented, num_threads=self.num_threads)
         poses = refine(
             source.coarse, target.coarse, poses, iterations=10, first_distance=2.5 * v, last_distance=1.5 * v
         )
         return refine(
             source.fine, target.fine, poses, iterations=4, first_distance=1.2 * v, last_distance=0.8 * v, samples=2000
         )
+
+    def _held(
+        self,
+        source: ops.Surface,
+        target: ops.Surface,
+        index: ops.SearchIndex,
+        samples: int,
+        iterations: int,
+        first: float,
+        last: float,
+        pose: Tensor,
+    ) -> Tensor:
+        """What `ops.refine_poses` does, for one pose (4, 4) and in the permitted motions alone."""
+        step = -(-len(source) // samples)
+        points, normals = source.points[::step].contiguous(), source.normals[::step].double()
+        start = pose
+        for distance in np.geomspace(first, last, iterations):
+            moved = points.double() @ pose[:3, :3].T + pose[:3, 3]
+            nearest = index.knn(moved.float(), max_distance=float(distance), num_threads=self.num_threads)[1][:, 0]
+            cosine = ((normals @ pose[:3, :3].T) * target.normals[nearest.clamp(min=0)]).sum(1)
+            nearest[(cosine if self.oriented else cosine.abs()) < HELD_COSINE] = -1
+            if int((nearest >= 0).sum()) < HELD_FEWEST:
+                return start
+            sums = ops.linearize(
+                "point_to_plane",
+                points,
+                index,
+                pose,
+                max_distance=None,
+                correspondences=nearest,
+                target_normals=target.normals,
+                num_threads=self.num_threads,
+            )
+            xi = solve_least(sums.hessian.numpy(), -sums.gradient.numpy(), self.constraint.basis)
+            pose = self.constraint.project(torch.from_numpy(self.constraint.motion(xi)) @ pose)
+        return pose
 
     def judge(
         self,

@@ -18,6 +18,8 @@ from dlc_reg import ops
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud
 from dlc_reg.iterate import Record, Settled, Status, Termination, iterate
+from dlc_reg.registration.budget import Budget
+from dlc_reg.registration.constraint import FREE, Constraint
 from dlc_reg.registration.freedom import FreeMotion, describe_null_space, free_motions
 from dlc_reg.registration.objectives import Evaluation, Objective, Pair
 from dlc_reg.registration.result import RegistrationResult
@@ -74,6 +76,7 @@ def icp(
     convergence: Convergence | None = None,
     callback: Callback | None = None,
     index: ops.SearchIndex | None = None,
+    constraint: Constraint = FREE,
     num_threads: int | None = None,
 ) -> RegistrationResult:
     """Registers `source` to `target` from `T_init` (4, 4), T_target_source absolute; None is identity.
@@ -84,12 +87,14 @@ def icp(
         convergence: when to stop; by default 30 iterations or changes below 1e-6 in fitness and in RMSE over extent.
         callback: as for `dlc_reg.iterate`.
         index: `ops.SearchIndex(target.points)` if it exists already.
+        constraint: which motions a step may be; `T_init` has to keep to it.
         num_threads: None for all cores; the result is the same to the bit for any number.
 
     Returns:
         the pose with fitness, inlier RMSE and correspondences at that pose; `information` (6, 6) is the objective's
         Gauss-Newton Hessian about `settings["information_origin"]`, `covariance` = sigma^2 times its inverse, sigma^2
-        the residual variance; None where a motion is free: `settings["free_motions"]` names it.
+        the residual variance; None where a motion is free: `settings["free_motions"]` names it. It is
+        zero for motions that `constraint` holds.
 
     Raises:
         InputError: missing normals, covariances or colors, bad distance or start.
@@ -97,7 +102,15 @@ def icp(
     if convergence is None:
         convergence = Convergence(rmse=1e-6 * target.extent)
     began = time.perf_counter()
-    pair = Pair.prepare(source, target, objective, max_distance=max_distance, index=index, num_threads=num_threads)
+    pair = Pair.prepare(
+        source,
+        target,
+        objective,
+        max_distance=max_distance,
+        index=index,
+        constraint=constraint,
+        num_threads=num_threads,
+    )
     prepared = time.perf_counter() - began
     result = icp_pair(pair, objective, T_init, convergence=convergence, callback=callback)
     result.timings = {"prepare": prepared, **result.timings}
@@ -178,6 +191,8 @@ def coarse_to_fine(
     iterations: Sequence[int] | int = 30,
     convergence: Convergence | None = None,
     callback: Callback | None = None,
+    constraint: Constraint = FREE,
+    budget: Budget | None = None,
     num_threads: int | None = None,
 ) -> RegistrationResult:
     """`icp` on ever finer clouds, each level from the pose of the one before.
@@ -186,7 +201,8 @@ def coarse_to_fine(
     objective needs and a cloud lacks are estimated. `history` has every level's iterations, each from its start, with
     "level" and "voxel_size". The evidence (fitness, correspondences, information) is of the clouds given, at the last
     distance; where these were never registered, each of their points has the normal of its voxel in the last level.
-    A target that is used again is given as its `Levels`.
+    A target that is used again is given as its `Levels`. When `budget` is spent, the levels and iterations left are
+    skipped; the evidence is then of the pose reached.
     """
     counts = [iterations] * len(voxel_sizes) if isinstance(iterations, int) else list(iterations)
     _check_levels(voxel_sizes, max_distances, counts)
@@ -199,7 +215,13 @@ def coarse_to_fine(
     base = convergence or Convergence(rmse=1e-6 * fixed.cloud.extent)
     history: list[Record] = []
     timings: dict[str, float] = {}
-    for level, (voxel, distance, count) in enumerate(zip(voxel_sizes, max_distances, counts, strict=True)):
+    budget = budget or Budget()
+    voxel, done = voxel_sizes[0], 0
+    for level, (size, distance, count) in enumerate(zip(voxel_sizes, max_distances, counts, strict=True)):
+        if budget.skips(f"refinement from level {level + 1} of {len(counts)} on"):
+            result.status = Status.OUT_OF_TIME
+            break
+        voxel, done = size, level + 1
         began = time.perf_counter()
         result = icp(
             moving.thinned(voxel),
@@ -208,28 +230,32 @@ def coarse_to_fine(
             result.transformation,
             max_distance=distance,
             convergence=replace(base, max_iterations=count),
-            callback=callback,
+            callback=callback if budget.seconds is None else partial(_asked, budget, callback),
+            constraint=constraint,
             num_threads=num_threads,
         )
         history += [{"level": level, "voxel_size": voxel, **record} for record in result.history]
         timings[f"level_{level}"] = time.perf_counter() - began
         if result.status is Status.STOPPED:
+            if budget.skips(f"refinement within level {level + 1} of {len(counts)}"):
+                result.status = Status.OUT_OF_TIME
             break
-    if voxel > 0:
+    if voxel > 0 or not done:
         status, distance = result.status, max_distances[-1]
         result = icp(
-            moving.whole(voxel),
-            fixed.whole(voxel),
+            moving.whole(voxel) if voxel > 0 else moving.thinned(voxel),
+            fixed.whole(voxel) if voxel > 0 else fixed.thinned(voxel),
             objective,
             result.transformation,
             max_distance=distance,
             convergence=Convergence(max_iterations=0),
+            constraint=constraint,
             num_threads=num_threads,
         )
         if len(result.correspondence_set):
             result.status = status
     result.history, result.timings = history, timings
-    result.iterations = len(history) - (level + 1)
+    result.iterations = len(history) - done
     result.settings |= {
         "voxel_sizes": list(voxel_sizes),
         "max_correspondence_distances": list(max_distances),
@@ -251,18 +277,28 @@ def uncertainty(
 ) -> tuple[Array, Array | None, float | None, list[FreeMotion]]:
     """Hessian (6, 6), covariance or None, residual standard deviation or None, and the free motions.
 
-    sigma^2 = 2 cost / (residuals - 6): for robust kernels the variance of the residuals as the kernel sees them.
+    sigma^2 = 2 cost / (residuals - 6): for robust kernels the variance of the residuals as the kernel sees them. Where
+    a constraint leaves k degrees of freedom, k stands for 6 and the covariance is zero for what is held.
     """
+    basis = evaluation.pair.constraint.basis
     information = objective.hessian(evaluation)
     if not evaluation.count:
         return information, None, None, []
     free = _free_motions(evaluation, information)
-    freedom = objective.rows * evaluation.count - 6
+    freedom = objective.rows * evaluation.count - (6 if basis is None else basis.shape[1])
     if freedom <= 0:
         return information, None, None, free
     variance = 2.0 * evaluation.cost / freedom
-    covariance = None if free else np.asarray(variance * np.linalg.inv(information), dtype=np.float64)
+    covariance = None if free else np.asarray(variance * _inverse(information, basis), dtype=np.float64)
     return information, covariance, float(np.sqrt(variance)), free
+
+
+def _inverse(information: Array, basis: Array | None) -> Array:
+    """Of the permitted motions, zero for the others."""
+    if basis is None:
+        return np.asarray(np.linalg.inv(information), dtype=np.float64)
+    permitted: Array = basis @ np.linalg.inv(basis.T @ information @ basis) @ basis.T
+    return permitted
 
 
 def _free_motions(evaluation: Evaluation, information: Array) -> list[FreeMotion]:
@@ -275,7 +311,8 @@ def _free_motions(evaluation: Evaluation, information: Array) -> list[FreeMotion
     indices = indices[:: max(1, len(indices) // _SAMPLES)]
     points = pair.target.points.numpy()[indices].astype(np.float64)
     if pair.target_normals is not None and pair.target_intensities is None:
-        return free_motions(points + pair.target_origin, pair.target_normals.numpy()[indices].astype(np.float64))
+        normals = pair.target_normals.numpy()[indices].astype(np.float64)
+        return free_motions(points + pair.target_origin, normals, pair.constraint.basis)
     centre = points.mean(axis=0)
     # not from the curvatures, which say nothing about the size of a sphere
     radius = float(np.sqrt(((points - centre) ** 2).sum(axis=1).mean())) or 1.0
@@ -283,7 +320,8 @@ def _free_motions(evaluation: Evaluation, information: Array) -> list[FreeMotion
     shift[3:, :3] = [[0.0, -centre[2], centre[1]], [centre[2], 0.0, -centre[0]], [-centre[1], centre[0], 0.0]]
     about_centre = shift.T @ information @ shift
     scale = np.array([1.0 / radius] * 3 + [1.0] * 3)
-    return describe_null_space(about_centre * scale * scale[:, None], centre + pair.target_origin, radius)
+    scaled = about_centre * scale * scale[:, None]
+    return describe_null_space(scaled, centre + pair.target_origin, radius, pair.constraint.basis)
 
 
 def _thinned(cloud: PointCloud, voxel: float, needs: set[str], num_threads: int | None) -> PointCloud:
@@ -300,6 +338,11 @@ def _with_normals_of(thinned: Callable[[float], PointCloud], cloud: PointCloud, 
     if thin.normals is None or cloud.normals is not None:
         return cloud
     return cloud.attach(normals=thin.normals[ops.voxel_groups(cloud.points, voxel)[1]])
+
+
+def _asked(budget: Budget, callback: Callback | None, record: Record) -> bool:
+    """Whether the budget or the user's callback stops the iteration."""
+    return bool(callback is not None and callback(record)) or budget.spent
 
 
 def _check_levels(voxel_sizes: Sequence[float], max_distances: Sequence[float], counts: Sequence[int]) -> None:

@@ -20,7 +20,8 @@ from torch import Tensor
 from dlc_reg import ops
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud
-from dlc_reg.registration.steps import euler_motion, fit_similarity, point_information, solve_least
+from dlc_reg.registration.constraint import FREE, Constraint
+from dlc_reg.registration.steps import fit_similarity, point_information, solve_least
 
 Array = NDArray[np.float64]
 
@@ -34,6 +35,7 @@ class Pair:
     `source` (N, 3) float32 about `source_origin`; `target` over (M, 3) float32 about `target_origin`; `order` (N,)
     int64: row i of `source` is the caller's point `order[i]`. `pivot` (3,) is in the target's local frame.
     `source_count` divides the inliers in the fitness. `correspondences` (N,) int64, -1 = none, replaces the search.
+    `constraint`: which motions a step may be.
     """
 
     source: Tensor
@@ -51,6 +53,7 @@ class Pair:
     source_intensities: Tensor | None = None
     target_intensities: Tensor | None = None
     correspondences: Tensor | None = None
+    constraint: Constraint = FREE
     num_threads: int | None = None
     memory: ops.SearchMemory = field(default_factory=ops.SearchMemory, repr=False, compare=False)
 
@@ -64,6 +67,7 @@ class Pair:
         pivot: Array | None = None,
         index: ops.SearchIndex | None = None,
         source_count: int | None = None,
+        constraint: Constraint = FREE,
         num_threads: int | None = None,
     ) -> Pair:
         """Sorts the source; searches in the target's own index, or in `index`, made of `target.points` before.
@@ -97,6 +101,7 @@ class Pair:
             target_intensities=_textured(target, index, max_distance, num_threads)
             if "target_colors" in objective.needs
             else None,
+            constraint=constraint,
             num_threads=num_threads,
         )
 
@@ -244,13 +249,19 @@ class Objective:
         """The pose after one update; `evaluation` is of `omega`. Unchanged where nothing corresponds."""
         if not evaluation.count:
             return omega
-        return self._update(omega, evaluation)
+        updated, constraint = self._update(omega, evaluation), evaluation.pair.constraint
+        return self._permitted(updated, constraint) if constraint.held else updated
 
     def _update(self, omega: Tensor, evaluation: Evaluation) -> Tensor:
-        """Gauss-Newton: H xi = -b about the target's local origin, applied in Open3D's chart about the pivot."""
-        xi = solve_least(*evaluation.normal_equations())
+        """Gauss-Newton: H xi = -b about the target's local origin, applied about the pivot."""
+        constraint = evaluation.pair.constraint
+        xi = solve_least(*evaluation.normal_equations(), constraint.basis)
         xi[3:] += _skew(xi[:3]) @ evaluation.pair.pivot  # the same velocity field, written about the pivot
-        return torch.from_numpy(euler_motion(xi) @ omega.numpy())
+        return torch.from_numpy(constraint.motion(xi) @ omega.numpy())
+
+    def _permitted(self, omega: Tensor, constraint: Constraint) -> Tensor:
+        """Without what many steps' rounding leaves."""
+        return constraint.project(omega)
 
     def hessian(self, evaluation: Evaluation) -> Array:
         """Gauss-Newton Hessian (6, 6) about the target's local origin, rotation first."""
@@ -267,8 +278,13 @@ class PointToPoint(Objective):
     rows = 3
 
     def _update(self, omega: Tensor, evaluation: Evaluation) -> Tensor:
-        moments = evaluation.linearization.sums.numpy()
-        return _compose(fit_similarity(moments, with_scaling=self.with_scaling), omega, evaluation.pair.pivot)
+        moments, constraint = evaluation.linearization.sums.numpy(), evaluation.pair.constraint
+        nearest = constraint.nearest_rotation if constraint.held else None
+        update = fit_similarity(moments, with_scaling=self.with_scaling, nearest_rotation=nearest)
+        return _compose(update, omega, evaluation.pair.pivot)
+
+    def _permitted(self, omega: Tensor, constraint: Constraint) -> Tensor:
+        return constraint.project(omega, with_scaling=self.with_scaling)
 
     def hessian(self, evaluation: Evaluation) -> Array:
         """sum G^T G at the matched target points, G = [-[q]x, I]: Open3D's information matrix (Choi et al., 2015)."""
@@ -295,7 +311,7 @@ class Symmetric(Objective):
 
     def _update(self, omega: Tensor, evaluation: Evaluation) -> Tensor:
         linearization = evaluation.linearization
-        xi = solve_least(*evaluation.normal_equations())
+        xi = solve_least(*evaluation.normal_equations(), evaluation.pair.constraint.basis)
         return _compose(linearization.symmetric_step(torch.from_numpy(xi)).numpy(), omega, evaluation.pair.pivot)
 
 

@@ -23,7 +23,7 @@ class RegistrationResult:
     given. `fitness` is the number of inlier correspondences over the number of **source** points; `inlier_rmse` is over
     those correspondences, in the points' unit. `information` and `covariance` are in the tangent order (rotation xyz
     [rad], translation xyz), of a left update of `transformation` about the target's `settings["information_origin"]`.
-    `covariance` is None where the geometry leaves a direction free.
+    `covariance` is None where the geometry leaves a direction free, and zero for motions that a constraint holds.
     """
 
     transformation: NDArray[np.float64] = field(default_factory=lambda: np.eye(4))  # (4, 4), T_target_source

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlc_reg.iterate import Status
+from dlc_reg.registration.budget import Budget
+from dlc_reg.registration.constraint import TOLERANCE, Constraint
 from dlc_reg.registration.freedom import FreeMotion, free_motions, surface_curvature
 from dlc_reg.registration.global_search import NORMAL_COSINE, Candidates, GlobalSearch
 from dlc_reg.registration.result import RegistrationResult, Verdict
@@ -34,7 +36,8 @@ class Evidence:
     rival_overlap: the same of the best different candidate.
     matches: feature matches explained. violations: share of points that contradict free space, -1 unknown.
     closeness: 0 (the matched surfaces lie at the limit of the distance allowed) to 1 (they coincide).
-    weakest: least curvature of the matched surfaces over all six motions relative to the stiffest; 0: one is free.
+    weakest: least curvature of the matched surfaces over all permitted motions (six, without a constraint) relative to
+        the stiffest; 0: one is free.
     free_motions: those that leave the matched surfaces where they are. They come from the thinned clouds, whose normals
         span several spacings, so that noise does not hide them.
     """
@@ -64,8 +67,10 @@ def gather(search: GlobalSearch, pose: Tensor, candidates: Candidates, target_or
         matches=float(mine.matches[0]),
         violations=float(mine.violations[0]),
         closeness=float(mine.closeness[0]),
-        weakest=_weakest(points, normals),
-        free_motions=tuple(free_motions(points + (0.0 if target_origin is None else target_origin), normals)),
+        weakest=_weakest(points, normals, search.constraint.basis),
+        free_motions=tuple(
+            free_motions(points + (0.0 if target_origin is None else target_origin), normals, search.constraint.basis)
+        ),
     )
 
 
@@ -82,11 +87,11 @@ def _matched(search: GlobalSearch, pose: Tensor) -> tuple[Array, Array]:
     return target.points[at].double().numpy(), target.normals[at].double().numpy()
 
 
-def _weakest(points: Array, normals: Array) -> float:
+def _weakest(points: Array, normals: Array, basis: Array | None) -> float:
     if len(points) < 6:
         return 0.0
     hessian, _, _ = surface_curvature(points, normals)
-    values = np.linalg.eigvalsh(hessian)
+    values = np.linalg.eigvalsh(hessian if basis is None else basis.T @ hessian @ basis)
     return float(max(values[0], 0.0) / values[-1])
 
 
@@ -158,3 +163,21 @@ def decide(
     if p < _MODELS[oriented].threshold:
         return Verdict.DOUBTFUL, [f"too little singles this pose out: {facts}"]
     return Verdict.ALIGNED, [f"no other pose explains the clouds as well: {facts}"]
+
+
+def qualify(
+    judged: tuple[Verdict, list[str]], constraint: Constraint, pose: Array, budget: Budget
+) -> tuple[Verdict, list[str]]:
+    """The verdict with what gravity and the budget say of it: either can take an `aligned` back, neither gives one."""
+    verdict, reasons = judged[0], list(judged[1])
+    doubt = False
+    if constraint.down is not None and constraint.dof != "yaw+translation":
+        tilt = float(constraint.tilt(pose))
+        doubt = tilt > TOLERANCE
+        more = f", more than the {math.degrees(TOLERANCE):.0f} allowed" if doubt else ""
+        reasons.append(f"the answer disagrees with gravity by {math.degrees(tilt):.1f} degrees{more}")
+    if budget.skipped:
+        doubt = doubt or budget.search_cut
+        rivals = "; poses that explain the clouds as well may be unknown" if budget.search_cut else ""
+        reasons.append(f"the budget of {budget.seconds:g} s left out {', '.join(budget.skipped)}{rivals}")
+    return (Verdict.DOUBTFUL if doubt and verdict is Verdict.ALIGNED else verdict), reasons
