@@ -118,7 +118,10 @@ def _check_options(options: Mapping[str, Any], tolerance: float | None) -> None:
     for name in ("source_viewpoint", "target_viewpoint"):
         if name in options:
             raise InputError(name, "an option", "viewpoints, one for each cloud")
-    for name, rigid in (("with_scaling", False), ("dof", "rigid"), ("source_gravity", None), ("target_gravity", None)):
+    for name in ("source_gravity", "target_gravity"):
+        if options.get(name) is not None:
+            raise InputError(name, repr(options[name]), "None: it is another one for each cloud")
+    for name, rigid in (("with_scaling", False), ("dof", "rigid")):
         if options.get(name, rigid) != rigid:
             raise InputError(name, repr(options[name]), f"{rigid!r}: the poses of a graph are rigid and free")
     number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool)

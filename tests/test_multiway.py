@@ -203,6 +203,8 @@ def test_given_pairs_and_starts(known):
         ({"tolerance": True}, "tolerance"),
         ({"tolerance": float("nan")}, "tolerance"),
         ({"with_scaling": True}, "with_scaling"),
+        ({"dof": "translation"}, "dof"),
+        ({"source_gravity": np.array([0.0, 0, -1])}, "source_gravity"),
         ({"source_viewpoint": (0, 0, 0)}, "source_viewpoint"),
         ({"metod": "auto"}, "metod"),
         ({"method": "nonsense"}, "method"),
