@@ -138,9 +138,10 @@ class CsvOutput(Output):
 class ParquetOutput(Output):
     """A Parquet data set: a folder of files part-000000.parquet, each complete.
 
-    A Parquet file can be read only when its end is written, so rows are kept until there are `PART_ROWS` of them or the
-    last part is `PART_SECONDS` old, and then become a part, written beside and renamed. A run that is killed loses the
-    rows kept, which a rerun does again; one that ends, or is interrupted, writes them.
+    A Parquet file can be read only when its end is written, so rows are kept until there are `PART_ROWS` of them, until
+    they took `PART_SECONDS`, or one comes when the last part is that old; then they become a part, written beside and
+    renamed. A run that is killed loses the rows kept, which a rerun does again; one that ends, or is interrupted,
+    writes them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -152,7 +153,7 @@ class ParquetOutput(Output):
         super().__init__(path)
         self._rows: list[list[object]] = []
         self._next = 0
-        self._since = 0.0
+        self._since = self._worked = 0.0
 
     def _read(self) -> int:
         """Takes in the parts; returns the number of the next."""
@@ -184,8 +185,6 @@ class ParquetOutput(Output):
     def __enter__(self) -> ParquetOutput:
         self._next = self._read()  # again: it may have been written to since
         self.path.mkdir(exist_ok=True)
-        for draft in self.path.glob(".part-*"):
-            draft.unlink()
         self._since = time.monotonic()
         return self
 
@@ -195,7 +194,8 @@ class ParquetOutput(Output):
     def add(self, row: Sequence[object]) -> None:
         self._rows.append([_sayable(cell) for cell in row])
         self._count(str(row[0]), str(row[COLUMNS.index("verdict")] or ""))
-        if len(self._rows) >= PART_ROWS or time.monotonic() - self._since >= PART_SECONDS:
+        self._worked += float(str(row[COLUMNS.index("seconds")] or 0))
+        if len(self._rows) >= PART_ROWS or max(time.monotonic() - self._since, self._worked) >= PART_SECONDS:
             self._flush()
 
     def _flush(self) -> None:
@@ -204,10 +204,12 @@ class ParquetOutput(Output):
 
         if self._rows:
             columns = dict(zip(COLUMNS, map(list, zip(*self._rows, strict=True)), strict=True))
+            while (self.path / f"part-{self._next:06}.parquet").exists():  # of another run into the same folder
+                self._next += 1
             with replacing(self.path / f"part-{self._next:06}.parquet", overwrite=False) as draft:
                 write_table(table(columns, schema=_schema()), draft)
             self._rows, self._next = [], self._next + 1
-        self._since = time.monotonic()
+        self._since, self._worked = time.monotonic(), 0.0
 
 
 def _schema() -> Any:

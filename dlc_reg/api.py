@@ -57,9 +57,9 @@ def register(
     """Finds the transformation that maps `source` onto `target`, and says whether it can be trusted.
 
     Args:
-        source, target: A path (PLY, PCD, XYZ, PTS, NPY, NPZ, STL, OBJ, OFF, GLB, LAS, LAZ), an array or tensor (N, 3),
-            an Open3D cloud (legacy or tensor), a trimesh mesh (sampled), or a `PointCloud`. Any unit, the same for both
-            (unless `with_scaling`).
+        source, target: A path (PLY, PCD, XYZ, PTS, NPY, NPZ, STL, OBJ, OFF, GLB, LAS, LAZ, E57), an array or tensor
+            (N, 3), an Open3D cloud (legacy or tensor), a trimesh mesh (sampled), or a `PointCloud`. Any unit, the same
+            for both (unless `with_scaling`).
         init: A start (4, 4), T_target_source. None: none is known.
         method: "auto" or "global" search from any pose ("auto" also tries what the learned model finds, and `init`, or
             the identity without one, and keeps the basin of `init` unless another pose is clearly better); "learned"

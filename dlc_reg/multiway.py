@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -87,7 +88,7 @@ def register_multiway(
     chosen = None if pairs is None else _checked_pairs(pairs, len(given))
     read = _read(given, viewpoints, options)
     timings = {"read": time.perf_counter() - began}
-    names = [Path(cloud).name if isinstance(cloud, (str, os.PathLike)) else str(n) for n, cloud in enumerate(given)]
+    names = _names(given)
     work = _Work(read, names, {**options, "executor": executor, "in_flight": in_flight}, progress)
 
     began = time.perf_counter()
@@ -124,7 +125,7 @@ def _check_options(options: Mapping[str, Any], tolerance: float | None) -> None:
     for name, rigid in (("with_scaling", False), ("dof", "rigid")):
         if options.get(name, rigid) != rigid:
             raise InputError(name, repr(options[name]), f"{rigid!r}: the poses of a graph are rigid and free")
-    number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool)
+    number = isinstance(tolerance, numbers.Real) and not isinstance(tolerance, bool)
     if tolerance is not None and not (number and 0 < tolerance < np.inf):
         raise InputError("tolerance", repr(tolerance), "a positive finite length in the points' unit, or None")
     register_many((), **options)  # raises for what is no option of `register`
@@ -139,6 +140,15 @@ def _sequence(clouds: Any) -> list[Any]:
     return given
 
 
+def _names(clouds: list[Any]) -> list[str]:
+    """Files by their names, or by their paths where names are alike; other clouds by their numbers."""
+    paths = [cloud if isinstance(cloud, (str, os.PathLike)) else None for cloud in clouds]
+    short = [str(n) if path is None else Path(path).name for n, path in enumerate(paths)]
+    return [
+        os.fspath(path) if path and short.count(name) > 1 else name for path, name in zip(paths, short, strict=True)
+    ]
+
+
 def _checked_pairs(pairs: Any, count: int) -> dict[Pair, Any]:
     """(source, target) -> init."""
     expected = f"(source, target) or (source, target, init), two different numbers from 0 to {count - 1}"
@@ -146,7 +156,7 @@ def _checked_pairs(pairs: Any, count: int) -> dict[Pair, Any]:
         raise InputError("pairs", f"a {type(pairs).__name__}", "an iterable of " + expected)
     found: dict[Pair, Any] = {}
     for pair in pairs:
-        ends = tuple(pair)[:2] if isinstance(pair, Sequence) and len(pair) in (2, 3) else ()
+        ends = tuple(pair)[:2] if isinstance(pair, (Sequence, np.ndarray)) and len(pair) in (2, 3) else ()
         whole = [isinstance(end, (int, np.integer)) and not isinstance(end, bool) for end in ends]
         if len(ends) != 2 or not all(whole) or ends[0] == ends[1] or not all(0 <= end < count for end in ends):
             raise InputError("pairs", repr(pair)[:80], expected)
@@ -158,6 +168,8 @@ def _checked_pairs(pairs: Any, count: int) -> dict[Pair, Any]:
 
 
 def _read(clouds: list[Any], viewpoints: Any, options: Mapping[str, Any]) -> list[PointCloud]:
+    if viewpoints is not None and not isinstance(viewpoints, Iterable):
+        raise InputError("viewpoints", repr(viewpoints), f"one for each of the {len(clouds)} clouds, or None")
     stood = [None] * len(clouds) if viewpoints is None else list(viewpoints)
     if len(stood) != len(clouds):
         raise InputError("viewpoints", f"{len(stood)} of them", f"one for each of the {len(clouds)} clouds, or None")
@@ -258,6 +270,8 @@ def _solved(
         if (i, j) in at:
             used, residual = bool(held[at[i, j]]), float(displacements[at[i, j]])
             reason = _reason(links[i, j], used, residual)
+            if record.result is not None and not _trusted(record.result):
+                reason += f"; {record.result.verdict}: " + "; ".join(_reasons(record))
         else:
             used, residual = False, float("nan")
             reason = record.error or "its registration failed: " + "; ".join(_reasons(record))
@@ -299,8 +313,14 @@ def _judge(
     def pair(edge: MultiwayEdge) -> str:
         return f"{names[edge.source]} -> {names[edge.target]}"
 
+    raised = [edge for edge in edges if edge.result is None]
+    errors = (
+        [f"{len(raised)} of {len(edges)} pairs could not be registered, the first: {raised[0].reason}"]
+        if raised
+        else []
+    )
     if len(found[0]) == 1:
-        return Verdict.FAILED, [f"no trusted pair connects {names[0]}, the first cloud, with any other"]
+        return Verdict.FAILED, [f"no trusted pair connects {names[0]}, the first cloud, with any other", *errors]
     reasons = []
     if len(found) > 1:
         outside = [names[n] for group in found[1:] for n in group]
@@ -319,7 +339,7 @@ def _judge(
             f"trusted pairs contradict each other, and nothing says which are wrong; left out: {contradicted}"
         )
     if reasons:
-        return Verdict.DOUBTFUL, reasons
+        return Verdict.DOUBTFUL, reasons + errors
     loops = len(holding) - (len(names) - 1)
     checked = f"{loops} more than a tree needs" if loops else "none of them checked by a loop"
     reasons = [f"{len(holding)} trusted pairs connect all {len(names)} clouds, {checked}"]

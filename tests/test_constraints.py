@@ -40,6 +40,24 @@ def yard():
     return courtyard(rng, 3000), courtyard(rng, 3000)
 
 
+def room(seed):
+    """A room with four boxes, unlike any other seed's."""
+    rng = np.random.default_rng(seed)
+    walls = box(rng, 1500, np.array([*rng.uniform(3, 6, 2), 2.5]))
+    sizes = rng.uniform(0.4, 1.2, (4, 3))
+    places = np.c_[rng.uniform(-1, 1, (4, 2)), sizes[:, 2] / 2 - 1.25]
+    inside = [box(rng, 375, size) + place for size, place in zip(sizes, places, strict=True)]
+    return np.concatenate([walls, *inside]) + rng.normal(0, 0.005, (3000, 3))
+
+
+@pytest.mark.parametrize("method", ["auto", "point_to_plane"])
+@pytest.mark.parametrize("dof", DOF)
+def test_clouds_that_do_not_match_are_not_aligned(dof, method):
+    for seed in range(100, 112, 4):
+        r = dlc_reg.register(room(seed), room(seed + 1), dof=dof, method=method)
+        assert r.verdict != "aligned", (seed, r.verdict_reasons)
+
+
 # --- the answer keeps to the constraint ------------------------------------------------------------------------------
 
 

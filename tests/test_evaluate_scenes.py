@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+import dlc_reg
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import apply_transform
 from dlc_reg.io import write
@@ -293,9 +295,12 @@ def test_bad_options_are_named(scenes, arguments, message):
 
 
 # --- pairs, as a command ---------------------------------------------------------------------------------------------
+WHERE = {"PYTHONPATH": str(Path(dlc_reg.__file__).parent.parent), "OMP_NUM_THREADS": "1"}  # the package under test
+
+
 def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "tools" / "evaluate.py"), *map(str, arguments)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    env = {**os.environ, **WHERE, **environment}
     return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
 
 
@@ -381,7 +386,7 @@ def test_ransac_is_what_open3d_alone_finds(shared_data, tmp_path):
     assert done.returncode == 0, done.stderr
     alone = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "open3d_alone.py"), str(data), "--pairs", str(count)],
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True,
+        capture_output=True, text=True, env={**os.environ, **WHERE}, check=True,
     )  # fmt: skip
     *lines, last = [line for line in alone.stdout.splitlines() if "WARNING" not in line]
     expected = np.array([[float(x) for x in line.split()[2:14]] for line in lines])

@@ -32,7 +32,7 @@ def at_once(monkeypatch):
 
 
 def parts(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def rows(folder):
@@ -69,6 +69,25 @@ def test_each_part_is_complete_and_a_restart_does_the_rest(pairs, tmp_path, at_o
     assert parts(output) == [f"part-00000{n}.parquet" for n in range(3)]
     assert [row["name"] for row in rows(output)] == [f"source{n}.npy -> target{n}.npy" for n in range(3)]
     assert list(register_many(pairs, output=output, **QUICK)) == []
+
+
+def test_two_runs_into_one_folder_lose_nothing(pairs, tmp_path, at_once):
+    output = tmp_path / "o.parquet"
+    first, second = (register_many(pairs, output=output, **QUICK) for _ in range(2))
+    for results in (first, second):
+        next(results)
+    assert len(rows(output)) == 2
+    (output / ".part-of-mine.txt").write_text("kept")
+    assert (len(list(first)), len(list(second))) == (2, 1)
+    assert len(rows(output)) == 5 and (output / ".part-of-mine.txt").exists()
+
+
+def test_what_took_long_is_written_at_once(pairs, tmp_path, monkeypatch):
+    output = tmp_path / "o.parquet"
+    with open_output(output) as kept:
+        row = ["a", "s", "t", "aligned", "", *[1.0] * (len(COLUMNS) - 7), _many_output.PART_SECONDS, None]
+        kept.add(row)
+        assert len(rows(output)) == 1
 
 
 def test_rows_are_kept_until_a_part_is_due(pairs, tmp_path, monkeypatch):

@@ -104,6 +104,7 @@ def test_clouds_that_no_trusted_pair_connects_are_named_and_have_no_pose(known):
     assert found.verdict is Verdict.DOUBTFUL
     assert found.verdict_reasons == [
         "no trusted pair connects 3, 4, 5 with the clouds of 0; 3, 4, 5 hang together",
+        "1 of 15 pairs could not be registered, the first: it could not be read",
     ]
     edges = {(e.source, e.target): e for e in found.edges}
     assert edges[2, 0].reason == "it could not be read" and edges[2, 0].result is None
@@ -161,6 +162,15 @@ def test_pairs_that_nothing_checks_are_named(known):
     assert found.verdict_reasons[1:] == ["in no loop, so that nothing checks them: 3 -> 2"]
 
 
+def test_why_pairs_raised_is_said(known):
+    rng = np.random.default_rng(12)
+    truth, clouds = poses(rng, 3), scattered(rng, 3)
+    known(truth, clouds, verdicts=dict.fromkeys(combinations(range(3), 2), "no colours"))
+    found = register_multiway(clouds, pairs=np.array([[0, 1], [0, 2], [1, 2]]), tolerance=np.float32(0.1))
+    assert found.verdict is Verdict.FAILED
+    assert found.verdict_reasons[1] == "3 of 3 pairs could not be registered, the first: no colours"
+
+
 def test_groups_that_the_neighbours_leave_apart_are_tried_across(known):
     """Nothing connects 0 to 4 with 5 to 11 by one step or two; three steps do."""
     rng = np.random.default_rng(10)
@@ -199,6 +209,7 @@ def test_given_pairs_and_starts(known):
         ({"pairs": 3}, "pairs"),
         ({"viewpoints": [(0, 0, 0)]}, "viewpoints"),
         ({"viewpoints": [(0, 0), None, None]}, "clouds[0]_viewpoint"),
+        ({"viewpoints": 5}, "viewpoints"),
         ({"tolerance": 0}, "tolerance"),
         ({"tolerance": True}, "tolerance"),
         ({"tolerance": float("nan")}, "tolerance"),

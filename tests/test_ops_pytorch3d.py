@@ -217,6 +217,8 @@ def test_bad_input_is_named():
         (lambda: ops.knn_points(p1, p2, lengths2=torch.tensor([1, 2])), "lengths2"),
         (lambda: ops.knn_points(p1, p2, K=0), "K"),
         (lambda: ops.knn_points(p1, p2, norm=3), "norm"),
+        (lambda: ops.sample_farthest_points(spoiled, K=3), "points"),
+        (lambda: ops.sample_farthest_points(p1, K=[2.7, 3, 3]), "K"),
         (lambda: ops.ball_query(p1, p2, radius=-1), "radius"),
         (lambda: ops.ball_query(p1, p2, K=0), "K"),
         (lambda: ops.knn_gather(p1, torch.full((3, 1, 1), 7)), "idx"),

@@ -323,9 +323,18 @@ def test_weights_that_are_all_zero_give_zero():
 def test_bad_input_is_named():
     x, turn, shift, scale = drawn(24)
     y = drawn(25, p=9)[0]
+    spoiled = x.clone()
+    spoiled[1, 2, 0] = torch.nan
     for call, argument in (
         (lambda: ops.corresponding_points_alignment(x, y), "Y"),
         (lambda: ops.corresponding_points_alignment(x[0], x), "X"),
+        (lambda: ops.corresponding_points_alignment(spoiled, x), "X"),
+        (lambda: ops.corresponding_points_alignment(x, spoiled), "Y"),
+        (lambda: ops.corresponding_points_alignment(x, x.to(torch.float16)), "Y"),
+        (lambda: ops.corresponding_points_alignment(x, x, 3.0), "weights"),
+        (lambda: ops.corresponding_points_alignment(x, x, -torch.ones(x.shape[:2])), "weights"),
+        (lambda: ops.corresponding_points_alignment(x, x, torch.full(x.shape[:2], torch.nan)), "weights"),
+        (lambda: ops.iterative_closest_point(spoiled, y), "X"),
         (lambda: ops.corresponding_points_alignment(x, x, torch.ones(3, 11)), "weights"),
         (lambda: ops.corresponding_points_alignment(x, x, [torch.ones(11)] * 3), "weights"),
         (lambda: ops.corresponding_points_alignment(Clouds(x, [3] * 3), Clouds(x, [4] * 3)), "Y"),

@@ -63,13 +63,13 @@ def test_clouds_of_any_kind_give_torch_tensors(clouds, kind):
     np.testing.assert_allclose(result.transformation, reg.icp(*clouds, 0.3).transformation)
 
 
-def test_open3d_is_not_imported():
+def test_open3d_is_not_imported(tmp_path):
     code = (
         "import sys, torch\nfrom dlc_reg.t.pipelines import registration as reg\np = torch.rand(50, 3)\n"
         "assert reg.icp(p, p, 0.1).transformation.shape == (4, 4)\nreg.RegistrationResult()\n"
         "print('open3d' in sys.modules)"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert run.stdout == "False\n", run.stderr
 
 

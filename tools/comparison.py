@@ -78,12 +78,13 @@ class Row:
     near: bool = False
 
 
-def failed(problem: Problem, method: str, error: str) -> Row:
+def failed(problem: Problem, method: Method, error: str) -> Row:
     """A miss, which says why."""
     text = "".join(letter if letter.isprintable() else " " for letter in error)
     known, redwood = problem.truth is not None, problem.information is not None
-    return Row(problem.name, problem.scene, method, "", None, math.nan, None, text, known=known,
-               counts_for_redwood=redwood)  # fmt: skip
+    matches = known and problem.inlier_distance is not None and method.matches is not None
+    return Row(problem.name, problem.scene, method.name, "", None, math.nan, None, text, known=known,
+               counts_for_redwood=redwood, inlier_ratio=0.0 if matches else math.nan)  # fmt: skip
 
 
 def run(problems: Iterable[Problem], methods: Sequence[Method]) -> Iterator[list[Row]]:
@@ -100,10 +101,10 @@ def attempt(problem: Problem, method: Method) -> Row:
         answer = method.solve(problem.given)
         seconds = time.perf_counter() - began
     except Exception as error:  # whatever a library raises: it costs the method this pair, and is shown
-        return failed(problem, method.name, f"{type(error).__name__}: {error}")
+        return failed(problem, method, f"{type(error).__name__}: {error}")
     pose = np.asarray(answer.pose, dtype=np.float64)
     if pose.shape != (4, 4) or not np.isfinite(pose).all():
-        return failed(problem, method.name, "the pose is not 4x4 finite numbers")
+        return failed(problem, method, "the pose is not 4x4 finite numbers")
     return Row(problem.name, problem.scene, method.name, answer.verdict, answer.trusted, seconds, pose,
                **_judged(problem, method, pose))  # fmt: skip
 

@@ -111,7 +111,7 @@ def problems(
             yield problem(entry, options)
         except (InputError, OSError) as error:
             stand_in = Problem(entry.name, "", Given(None, None, 0.0), entry.truth, Rule(0, 0, 0, 0))
-            unread += [failed(stand_in, m.name, str(error)) for m in methods]
+            unread += [failed(stand_in, m, str(error)) for m in methods]
         bar.update()
 
 

@@ -154,15 +154,16 @@ def sample_farthest_points(
         cloud's own K, or its number of points, is smaller. Equal distances by the lower index.
 
     Raises:
-        InputError: Shapes that do not fit, lengths out of range, K < 1.
+        InputError: Shapes that do not fit, lengths out of range, NaN or infinity in a point that counts, K < 1.
     """
     points = _cloud("points", points)
     real = _real("lengths", lengths, points)
+    _validate.finite("points", points.detach().masked_fill(~real[..., None], 0))
     batch = points.shape[0]
-    if isinstance(K, (int, str)) or not isinstance(K, (Sequence, Tensor)):
+    if isinstance(K, (int, str)) or not isinstance(K, (Sequence, Tensor)) or (isinstance(K, Tensor) and not K.ndim):
         wanted = torch.full((batch,), _validate.count("K", K), device=points.device)
     else:
-        wanted = torch.tensor([_validate.count("K", int(k)) for k in K], dtype=torch.int64, device=points.device)
+        wanted = torch.tensor([_validate.count("K", k) for k in K], dtype=torch.int64, device=points.device)
         if wanted.shape != (batch,):
             raise InputError("K", f"{len(K)} numbers", f"one, or one for each of the {batch} clouds")
     sizes = real.sum(1)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dlc_reg.errors import InputError
+from dlc_reg.ops import _validate
 from dlc_reg.ops._pytorch3d import _cloud, _described, _real, knn_gather, knn_points
 
 AMBIGUOUS = 1e-15  # a singular value of the correlation from which on it holds a direction
@@ -64,13 +65,15 @@ def corresponding_points_alignment(
         warning says so.
 
     Raises:
-        InputError: Shapes, lengths or weights that do not fit.
+        InputError: Shapes, dtypes, lengths or weights that do not fit; NaN or infinity in a point that counts.
     """
     x, x_real = _padded_cloud("X", X, None)
     y, y_real = _padded_cloud("Y", Y, None)
     if x.shape != y.shape or bool((x_real != y_real).any()):
         raise InputError("Y", f"shape {tuple(y.shape)}", f"clouds of as many points as X, {tuple(x.shape)}")
-    return _aligned(x, y, _weighed(weights, x, x_real), estimate_scale, allow_reflection, eps)
+    weighed = _weighed(weights, x, x_real)
+    _alike(x, y, weighed > 0, weighed > 0)
+    return _aligned(x, y, weighed, estimate_scale, allow_reflection, eps)
 
 
 def iterative_closest_point(
@@ -97,7 +100,7 @@ def iterative_closest_point(
         `ICPSolution`; the last iteration's transform has gradients to X and Y.
 
     Raises:
-        InputError: Shapes that do not fit.
+        InputError: Shapes or dtypes that do not fit; NaN or infinity in a point that counts.
     """
     x, x_real = _padded_cloud("X", X, None)
     y, y_real = _padded_cloud("Y", Y, None)
@@ -105,6 +108,7 @@ def iterative_closest_point(
     x = torch.where(x_real[..., None], x, 0.0)  # padding may hold NaN, which would spoil the gradients
     if y.shape[0] != n or y.shape[2] != dim:
         raise InputError("Y", f"shape {tuple(y.shape)}", f"shape ({n}, Q, {dim}), as X")
+    _alike(x, y, x_real, y_real)
     found = SimilarityTransform(torch.eye(dim).to(x).expand(n, -1, -1), x.new_zeros(n, dim), x.new_ones(n))
     if init_transform is not None:
         shapes = ((n, dim, dim), (n, dim), (n,))
@@ -212,9 +216,19 @@ def _padded_cloud(argument: str, cloud: Any, lengths: Tensor | None, name: str =
     return _cloud(argument, cloud), _real(name, lengths, cloud)
 
 
+def _alike(x: Tensor, y: Tensor, x_real: Tensor, y_real: Tensor) -> None:
+    """Raises where one has other numbers than the other, or NaN or infinity in a point that counts."""
+    if (y.dtype, y.device) != (x.dtype, x.device):
+        raise InputError("Y", f"{y.dtype} on {y.device}", f"{x.dtype} on {x.device}, as X")
+    for argument, cloud, real in (("X", x, x_real), ("Y", y, y_real)):
+        _validate.finite(argument, cloud.detach().masked_fill(~real[..., None], 0))
+
+
 def _weighed(weights: Tensor | Sequence[Tensor] | None, x: Tensor, real: Tensor) -> Tensor:
     if weights is None:
         return real.to(x)
+    if not isinstance(weights, (Tensor, Sequence)):
+        raise InputError("weights", _described(weights), f"a tensor of shape {tuple(x.shape[:2])}, or one a cloud")
     if not isinstance(weights, Tensor):
         sizes = real.sum(1).tolist()
         if [len(w) for w in weights] != sizes:
@@ -223,7 +237,11 @@ def _weighed(weights: Tensor | Sequence[Tensor] | None, x: Tensor, real: Tensor)
         weights = torch.nn.functional.pad(weights, (0, x.shape[1] - weights.shape[1]))
     if weights.shape != x.shape[:2]:
         raise InputError("weights", f"shape {tuple(weights.shape)}", f"shape {tuple(x.shape[:2])}")
-    return torch.where(real, weights.to(x), 0.0)
+    weights = torch.where(real, weights.to(x), 0.0)
+    _validate.finite("weights", weights.detach())
+    if bool((weights < 0).any()):
+        raise InputError("weights", f"{float(weights.detach().min()):g}", "0 or above")
+    return weights
 
 
 def _aligned(x: Tensor, y: Tensor, weights: Tensor, scaled: bool, reflected: bool, eps: float) -> SimilarityTransform:

@@ -86,6 +86,9 @@ def as_array(values: Any) -> NDArray[Any]:
 
 def _from_attributes(attributes: Any, name: str) -> Cloud:
     if "positions" not in attributes:
+        if isinstance(attributes, Mapping) and attributes:
+            given = f"a mapping of {', '.join(map(str, attributes))}"
+            raise InputError(name, given, '"positions", and if wanted "normals", "colors", ...')
         return Cloud(np.zeros((0, 3)))
     points = read_cloud(as_array(attributes["positions"]), name).points
     found = {}

@@ -27,6 +27,7 @@ DISTINCT_POSES = 40
 DISTINCT_ANGLE = math.radians(10)
 DISTINCT_VOXELS = 3.0
 NORMAL_COSINE = 0.8
+SHIFTS = 200  # matches that each propose a pose where nothing turns
 TURNS = 600  # rotations about the centres: they find whole objects with too few points for features
 UPRIGHT_TURNS = 60  # the same where the vertical is known: 6 degrees apart
 HELD_COSINE, HELD_FEWEST = 0.5, 6  # as ops.refine_poses
@@ -165,11 +166,19 @@ class GlobalSearch:
         poses = torch.eye(4, dtype=torch.float64).repeat(len(rotations), 1, 1)
         poses[:, :3, :3] = rotations
         poses[:, :3, 3] = self.target.center - poses[:, :3, :3] @ self.source.center
-        return poses
+        if self.constraint.dof != "translation":
+            return poses
+        # Most proposals turn, and are dropped: without rivals from elsewhere any pose would look like the only one.
+        shifts = (self.q.double() - self.p.double())[:: -(-len(self.p) // SHIFTS) or 1]
+        moved = torch.eye(4, dtype=torch.float64).repeat(len(shifts), 1, 1)
+        moved[:, :3, 3] = shifts
+        return torch.cat([poses, moved])
 
     def _refined_in_time(self, poses: Tensor, budget: Budget) -> Tensor:
         if budget.seconds is None:
             return self.refine(poses)
+        if not len(poses):
+            return poses
         refined: list[Tensor] = []
         for rows in torch.split(poses, AT_ONCE):
             left = len(poses) - sum(map(len, refined))

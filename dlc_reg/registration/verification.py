@@ -60,8 +60,9 @@ def gather(search: GlobalSearch, pose: Tensor, candidates: Candidates, target_or
     points, normals = _matched(search, pose)
     mine = search.judge(pose[None])
     others = candidates.without_near(pose, search.source.center, OTHER_ANGLE, OTHER_VOXELS * search.voxel)
+    alone = MAX_GAP if search.constraint.free else 0.0  # a constraint may leave no rival to be found
     return Evidence(
-        gap=min(float(mine.scores[0] - others.scores[0]), MAX_GAP) if len(others) else MAX_GAP,
+        gap=min(float(mine.scores[0] - others.scores[0]), MAX_GAP) if len(others) else alone,
         overlap=float(mine.overlap[0]),
         rival_overlap=float(others.overlap[0]) if len(others) else 0.0,
         matches=float(mine.matches[0]),
