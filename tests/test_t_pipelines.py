@@ -155,6 +155,11 @@ def test_non_finite_source_points_warn_and_have_no_partner(clouds):
         reg.icp(clouds[0], points, 0.3)
 
 
+def test_a_mapping_of_other_names_is_no_empty_cloud(clouds):
+    with pytest.raises(InputError, match="source: got a mapping of points"):
+        reg.icp({"points": clouds[0]["positions"]}, clouds[1], 0.3)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_features_and_their_matches(clouds, dtype):
     given = [{name: values.to(dtype) for name, values in cloud.items()} for cloud in clouds]
