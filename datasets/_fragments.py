@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dlc_reg.geometry import nearly_rigid
 from dlc_reg.io import replacing
 
 
@@ -66,7 +67,5 @@ def read_blocks(text: str, size: int, name: str) -> dict[tuple[int, int], np.nda
 
 def check_rigid(pose: np.ndarray, where: str) -> None:
     """Stops for a matrix (4, 4) that is not a rotation and a translation, to the digits that such files have."""
-    rotation = pose[:3, :3]
-    rigid = np.abs(rotation @ rotation.T - np.eye(3)).max() < 1e-3 and np.linalg.det(rotation) > 0
-    if not (np.isfinite(pose).all() and rigid and np.abs(pose[3] - [0, 0, 0, 1]).max() < 1e-6):
+    if not nearly_rigid(pose):
         raise SystemExit(f"{where} is no rigid motion")

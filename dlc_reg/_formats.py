@@ -183,7 +183,7 @@ def _read_text(stream: BinaryIO, size: int, suffix: str) -> RawCloud:
     words = re.split(r"[\s,;]+", lines[0].strip().lstrip("/").strip(" ,;"))
     if len(words) == 1 and words[0].isdigit():
         promised, lines = int(words[0]), lines[1:]
-    elif not _is_number(words[0]):
+    elif not is_number(words[0]):
         names, lines = [w.strip("\"'").lower() for w in words], lines[1:]
     if not lines:
         raise ValueError("it has no line of numbers")
@@ -204,7 +204,7 @@ def _read_text(stream: BinaryIO, size: int, suffix: str) -> RawCloud:
     return RawCloud(table[:, :3].copy(), normals)
 
 
-def _is_number(word: str) -> bool:
+def is_number(word: str) -> bool:
     try:
         float(word)
     except ValueError:

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from dlc_reg._formats import is_number
 from dlc_reg.errors import InputError
+from dlc_reg.geometry import nearly_rigid
 
 FIELDS = ("source", "target", "init", "name")
 TRUTH = "T_target_source"
@@ -124,7 +126,7 @@ def _row(cells: dict[str, str], folder: Path, where: str, allow_outside: bool) -
 
 
 def _truth(text: str, folder: Path, where: str, allow_outside: bool) -> Any:
-    if _is_number(text.split()[0]):
+    if is_number(text.split()[0]):
         matrix = _matrix(text, where)
     else:
         path = _path(text, folder, where, allow_outside)
@@ -133,9 +135,7 @@ def _truth(text: str, folder: Path, where: str, allow_outside: bool) -> Any:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError("pairs", f"{where} {text!r} ({error})", "16 numbers, or a text file of them") from None
         matrix = _matrix(content, f"{where} {text!r}:")
-    rotation = matrix[:3, :3]
-    rigid = np.abs(rotation @ rotation.T - np.eye(3)).max() < 1e-3 and np.linalg.det(rotation) > 0
-    if not rigid or np.abs(matrix[3] - [0, 0, 0, 1]).max() > 1e-6:
+    if not nearly_rigid(matrix):
         raise InputError("pairs", f"{where} {text!r}", "a rotation and a translation")
     return matrix
 
@@ -150,14 +150,6 @@ def _path(text: str, folder: Path, where: str, allow_outside: bool) -> Path:
         expected = f"a path inside the list's folder '{folder}', or allow_outside=True"
         raise InputError("pairs", f"{where} {text!r}, which leads out of it", expected)
     return path
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 def _matrix(text: str, where: str) -> Any:

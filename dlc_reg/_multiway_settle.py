@@ -20,12 +20,18 @@ ANNEALING = (0.5, 0.25, 0.0, 0.0, 0.0)
 EXCHANGES = 500  # trees that are tried, at most, for one with which more links agree
 
 
-def groups(count: int, links: Iterable[Link]) -> list[list[int]]:
+def _links_at(count: int, links: Sequence[Link], numbers: Iterable[int] | None = None) -> list[list[int]]:
+    """For each cloud the numbers of the links, of those in `numbers`, that end there."""
+    at: list[list[int]] = [[] for _ in range(count)]
+    for n in range(len(links)) if numbers is None else map(int, numbers):
+        at[links[n].source].append(n)
+        at[links[n].target].append(n)
+    return at
+
+
+def groups(count: int, links: Sequence[Link]) -> list[list[int]]:
     """The clouds that links connect, each group in order, the groups by their first cloud."""
-    neighbours: list[list[int]] = [[] for _ in range(count)]
-    for link in links:
-        neighbours[link.source].append(link.target)
-        neighbours[link.target].append(link.source)
+    at = _links_at(count, links)
     found, seen = [], [False] * count
     for first in range(count):
         if seen[first]:
@@ -34,7 +40,7 @@ def groups(count: int, links: Iterable[Link]) -> list[list[int]]:
         while waiting:
             node = waiting.pop()
             members.append(node)
-            for other in neighbours[node]:
+            for other in (links[n].between(node) for n in at[node]):
                 if not seen[other]:
                     seen[other] = True
                     waiting.append(other)
@@ -152,10 +158,7 @@ def _supported(graph: Graph) -> Flags:
 
 def _shortest(graph: Graph, supported: Flags) -> list[int]:
     """Dijkstra's tree of the trusted links: by links without support, then by links, then by trust."""
-    at: list[list[int]] = [[] for _ in range(graph.count)]
-    for n in map(int, np.flatnonzero(graph.trusted)):
-        at[graph.links[n].source].append(n)
-        at[graph.links[n].target].append(n)
+    at = _links_at(graph.count, graph.links, np.flatnonzero(graph.trusted))
     tree, done = [], set()
     waiting: list[tuple[int, int, float, int, int]] = [(0, 0, 0.0, -1, 0)]
     while waiting:
@@ -193,10 +196,7 @@ def _agreeing(graph: Graph, tree: list[int]) -> Flags:
 
 def _along(graph: Graph, tree: list[int]) -> tuple[Tensor, list[tuple[int, int, int]]]:
     """Poses (count, 4, 4) along a spanning tree; for each cloud its parent, the link to it and its depth."""
-    at: list[list[int]] = [[] for _ in range(graph.count)]
-    for n in tree:
-        at[graph.links[n].source].append(n)
-        at[graph.links[n].target].append(n)
+    at = _links_at(graph.count, graph.links, tree)
     poses = np.tile(np.eye(4), (graph.count, 1, 1))
     steps = [(-1, -1, 0)] * graph.count
     waiting, seen = deque([0]), {0}
@@ -239,11 +239,7 @@ def confirmed(count: int, links: Sequence[Link], link: Link) -> bool:
 
 def route(count: int, links: Sequence[Link], start: int, end: int, without: int) -> list[int] | None:
     """The numbers of the fewest links that lead from one cloud to another, or None."""
-    at: list[list[int]] = [[] for _ in range(count)]
-    for n, link in enumerate(links):
-        if n != without:
-            at[link.source].append(n)
-            at[link.target].append(n)
+    at = _links_at(count, links, (n for n in range(len(links)) if n != without))
     before: dict[int, tuple[int, int]] = {start: (-1, -1)}
     waiting = deque([start])
     while waiting and end not in before:

@@ -306,6 +306,13 @@ def as_cloud(obj: Any, **options: Any) -> PointCloud:
     return PointCloud.from_any(obj, **options)
 
 
+def nearly_rigid(matrix: Array) -> bool:
+    """Whether (4, 4) is a rotation and a translation to the digits that recorded poses have."""
+    rotation = matrix[:3, :3]
+    turns = np.abs(rotation @ rotation.T - np.eye(3)).max() < 1e-3 and np.linalg.det(rotation) > 0
+    return bool(np.isfinite(matrix).all() and turns and np.abs(matrix[3] - [0, 0, 0, 1]).max() < 1e-6)
+
+
 def apply_transform(transform: npt.ArrayLike, points: npt.ArrayLike) -> Array:
     """p' = R p + t in float64: transform (4, 4), points (N, 3)."""
     matrix = np.asarray(transform, np.float64)

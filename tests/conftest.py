@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+import dlc_reg
+
 if TYPE_CHECKING:
     from commanding import Library
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 pytest.register_assert_rewrite("commanding", "registering", "surfaces")  # or their failures would show no values
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = str(Path(dlc_reg.__file__).parent.parent)  # where the package under test is, installed or not
 
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("dev"), derandomize=True)

@@ -12,9 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-
-import dlc_reg
+from conftest import PACKAGE, ROOT
 
 FOLDER = ROOT / "benchmarks"
 SCRIPTS = {
@@ -38,9 +36,10 @@ def _importable(monkeypatch):
 
 
 def execute(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    where = str(Path(dlc_reg.__file__).parent.parent)  # of the package under test, installed or not
     command = [sys.executable, str(FOLDER / f"{script}.py"), *arguments]
-    return subprocess.run(command, env=os.environ | {"PYTHONPATH": where}, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": PACKAGE}, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

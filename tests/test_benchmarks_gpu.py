@@ -8,13 +8,11 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import PACKAGE, ROOT
 
-import dlc_reg
 from dlc_reg import _core
 
 pytest.importorskip("scipy")
@@ -29,9 +27,8 @@ def _importable(monkeypatch):
 
 
 def dry(*arguments: str) -> subprocess.CompletedProcess[str]:
-    where = str(Path(dlc_reg.__file__).parent.parent)  # of the package under test, installed or not
     command = [sys.executable, str(FOLDER / "gpu.py"), "--dry", "--repeats", "3", "--budget", "0.05", *arguments]
-    environment = os.environ | {"PYTHONPATH": where, "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": PACKAGE, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 

@@ -8,17 +8,15 @@ import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from commanding import TURN, surface
-from conftest import ROOT
+from conftest import PACKAGE, ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-import dlc_reg
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import apply_transform
 from dlc_reg.io import write
@@ -295,7 +293,7 @@ def test_bad_options_are_named(scenes, arguments, message):
 
 
 # --- pairs, as a command ---------------------------------------------------------------------------------------------
-WHERE = {"PYTHONPATH": str(Path(dlc_reg.__file__).parent.parent), "OMP_NUM_THREADS": "1"}  # the package under test
+WHERE = {"PYTHONPATH": PACKAGE, "OMP_NUM_THREADS": "1"}
 
 
 def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import PACKAGE
 
-import dlc_reg
 from dlc_reg import _core
 from dlc_reg.ops import _cuda
 
@@ -56,8 +56,7 @@ try:
 except RuntimeError as error:
     print(error)
 """
-    where = str(Path(dlc_reg.__file__).parent.parent)  # of the package under test, installed or not
-    environment = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": where}
+    environment = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": PACKAGE}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "no CUDA device" in done.stdout

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import PACKAGE
 from learning import TABLE, Tiny, blocks, recipe, tiny
 
-import dlc_reg
 from dlc_reg import training
 from dlc_reg._parallel import Processes
 from dlc_reg._training_pairs import Stretch, make_pairs, split
@@ -211,8 +211,7 @@ def test_two_processes_without_a_common_folder_learn_and_resume_as_one_with_the_
     root = Path(__file__).resolve().parent
     script = tmp_path / "parallel.py"
     script.write_text(PARALLEL.format(tests=str(root), table=TABLE, out=str(tmp_path / "out")))
-    where = str(Path(dlc_reg.__file__).parent.parent)  # of the package under test, installed or not
-    environment = {**os.environ, "PYTHONPATH": where, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment = {**os.environ, "PYTHONPATH": PACKAGE, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]

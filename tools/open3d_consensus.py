@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import open3d
-from fragments import BENCHMARKS, Fragments
+from fragments import Fragments
 from tqdm import tqdm
 
 import dlc_reg
@@ -90,7 +90,7 @@ def main() -> None:
     print(
         "| pairs | method | right, Open3D | right, dlc_reg | time, Open3D's over ours, median |\n|---|---|---|---|---|"
     )
-    for benchmark in BENCHMARKS:
+    for benchmark in fragments.benchmarks:
         right, ratios = defaultdict(list), defaultdict(list)
         tasks = list(fragments.pairs(benchmark, options.pairs, np.random.default_rng(options.seed)))
         for task in tqdm(tasks):

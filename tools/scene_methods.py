@@ -49,9 +49,17 @@ class Given:
 
     def absolute(self, pose: Any) -> Array:
         """A pose between the `arrays`, as one between the clouds."""
-        there, back = np.eye(4), np.eye(4)
-        there[:3, 3], back[:3, 3] = self.origin, -self.origin
-        return there @ np.asarray(pose, dtype=np.float64) @ back
+        return _about(-self.origin, pose)
+
+    def relative(self, pose: Any) -> Array:
+        """The reverse."""
+        return _about(self.origin, pose)
+
+
+def _about(origin: Array, pose: Any) -> Array:
+    there, back = np.eye(4), np.eye(4)
+    there[:3, 3], back[:3, 3] = -origin, origin
+    return there @ np.asarray(pose, dtype=np.float64) @ back
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,10 +190,9 @@ def _small_gicp(given: Given) -> Answer:
     """Generalized ICP."""
     library = importlib.import_module("small_gicp")
     source, target = given.arrays()
-    there, back = np.eye(4), np.eye(4)
-    there[:3, 3], back[:3, 3] = given.origin, -given.origin
+    start = given.relative(np.eye(4) if given.init is None else given.init)
     result = library.align(
-        target, source, back @ (np.eye(4) if given.init is None else given.init) @ there, registration_type="GICP",
+        target, source, start, registration_type="GICP",
         downsampling_resolution=given.voxel_size, max_correspondence_distance=10 * given.voxel_size,
         num_threads=given.num_threads,
     )  # fmt: skip

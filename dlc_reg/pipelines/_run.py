@@ -68,8 +68,6 @@ def nothing(transformation: Array = IDENTITY) -> RegistrationResult:
 def run(
     source: Cloud,
     target: Cloud,
-    kept: NDArray[np.int64] | None,
-    total: int,
     distance: float,
     start: Array,
     estimation: TransformationEstimation,
@@ -77,10 +75,13 @@ def run(
     num_threads: int | None = None,
     watch: Callable[[Record, Array], None] | None = None,
 ) -> RegistrationResult:
-    """ICP of clouds that are complete and finite; `watch` sees the record of each step, and the pose (4, 4) after it.
+    """ICP of complete clouds, of a finite target; `watch` sees the record of each step, and the pose (4, 4) after it.
 
-    `kept`: rows of `source` in the caller's cloud of `total` points, where some were dropped.
+    Non-finite source points are dropped; they count in the fitness, and correspondences are rows of the cloud given.
     """
+    total = len(source.points)
+    source, kept = drop_non_finite(source)
+    check_finite(source, "source")
     if not len(source.points) or not len(target.points) or not distance > 0:
         return nothing(start)
     start = estimation._start(source, target, start)
@@ -125,11 +126,8 @@ def evaluate(
 ) -> RegistrationResult:
     """What `transformation` (4, 4) achieves; empty for a distance <= 0. Raises `InputError` for non-finite targets."""
     check_finite(target, "target")
-    total = len(source.points)
-    s, kept = drop_non_finite(source)
-    s, t = Cloud(s.points), Cloud(target.points, target.normals)
-    stay = Convergence(max_iterations=0)
-    return run(s, t, kept, total, distance, transformation, POINT_TO_POINT, stay, num_threads)
+    s, t = Cloud(source.points), Cloud(target.points, target.normals)
+    return run(s, t, distance, transformation, POINT_TO_POINT, Convergence(max_iterations=0), num_threads)
 
 
 def as_transformation(name: str, value: Any) -> Array:

@@ -25,7 +25,7 @@ from dlc_reg.pipelines._checkers import (
     CorrespondenceCheckerBasedOnNormal,
     CorrespondenceCheckerBasedOnSourceRotation,
 )
-from dlc_reg.pipelines._clouds import check_finite, drop_non_finite, read_cloud
+from dlc_reg.pipelines._clouds import check_finite, read_cloud
 from dlc_reg.pipelines._colored import TransformationEstimationForColoredICP
 from dlc_reg.pipelines._estimation import (
     CauchyLoss,
@@ -149,11 +149,8 @@ def registration_icp(
         raise InputError("max_correspondence_distance", f"{distance:g}", "a distance above 0")
     check_finite(t, "target")
     s, t = estimation._complete(s, t)
-    total = len(s.points)
-    s, kept = drop_non_finite(s)
-    check_finite(s, "source")
     convergence = Convergence(criteria.relative_fitness, criteria.relative_rmse, max(0, criteria.max_iteration))
-    return run(s, t, kept, total, distance, start, estimation, convergence, num_threads)
+    return run(s, t, distance, start, estimation, convergence, num_threads)
 
 
 def registration_colored_icp(

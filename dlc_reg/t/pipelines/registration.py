@@ -21,7 +21,7 @@ from dlc_reg.errors import InputError
 from dlc_reg.iterate import Record, Status
 from dlc_reg.pipelines import _estimation as _legacy
 from dlc_reg.pipelines import _run
-from dlc_reg.pipelines._clouds import Cloud, as_array, check_finite, drop_non_finite, read_cloud
+from dlc_reg.pipelines._clouds import Cloud, as_array, check_finite, read_cloud
 from dlc_reg.pipelines._features import as_descriptors, as_rows, checked_search, fpfh, match
 from dlc_reg.registration import result as _result
 from dlc_reg.registration.icp import Convergence
@@ -192,12 +192,9 @@ def multi_scale_icp(
         if callback_after_iteration is not None:
             watch = _reporter(callback_after_iteration, source, scale, steps)
         convergence = Convergence(stop.relative_fitness, stop.relative_rmse, max(0, stop.max_iteration))
-        finite, kept = drop_non_finite(moving)
-        check_finite(finite, "source")
-        total = len(moving.points)
-        result = _run.run(finite, fixed, kept, total, distance, pose, estimation, convergence, num_threads, watch)
+        result = _run.run(moving, fixed, distance, pose, estimation, convergence, num_threads, watch)
         pose, steps = result.transformation, steps + result.iterations
-        answer = _answer(source, result, total, steps)
+        answer = _answer(source, result, len(moving.points), steps)
         if result.status is Status.NO_CORRESPONDENCES:
             break
     return answer
