@@ -113,6 +113,18 @@ def fpfh(
     num_threads: int,
     /,
 ) -> None: ...
+def signature_size(oriented: bool, /) -> int: ...
+def signatures(
+    tree: KdTree,
+    points: int,
+    normals: int,
+    n: int,
+    radius: float,
+    oriented: bool,
+    signatures: int,
+    num_threads: int,
+    /,
+) -> None: ...
 def nearest_features(
     a: int, n: int, b: int, m: int, size: int, indices: int, squared_distances: int, num_threads: int, /
 ) -> None: ...

@@ -231,9 +231,10 @@ def test_a_graph_of_soft_assignments(device: torch.device) -> None:
 def test_descriptors_of_an_index_on_a_device(device: torch.device) -> None:
     points = cloud(400, 14)
     normals = ops.estimate_normals(points.to(device))
-    found = ops.fpfh(ops.SearchIndex(points.to(device)), normals, 0.1)
-    expected = on_host(lambda: ops.fpfh(ops.SearchIndex(points), normals.cpu(), 0.1))
-    same((found,), (expected,), device)  # type: ignore[arg-type]
+    for describe in (ops.fpfh, ops.signatures):
+        found = describe(ops.SearchIndex(points.to(device)), normals, 0.1)
+        expected = on_host(lambda d=describe: d(ops.SearchIndex(points), normals.cpu(), 0.1))
+        same((found,), (expected,), device)  # type: ignore[arg-type]
 
 
 def test_the_global_search_answers_on_the_device(device: torch.device) -> None:

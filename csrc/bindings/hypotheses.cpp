@@ -5,6 +5,7 @@
 #include "core/consensus.hpp"
 #include "core/features.hpp"
 #include "core/kdtree.hpp"
+#include "core/signatures.hpp"
 #include "core/surface.hpp"
 
 namespace nb = nanobind;
@@ -24,6 +25,13 @@ void bind_hypotheses(nb::module_& module) {
     nb::gil_scoped_release release;
     dlc::fpfh(tree, pointer<float>(points), pointer<float>(normals), n, radius, oriented, pointer<float>(features),
               num_threads);
+  });
+  module.def("signature_size", &dlc::signature_size);
+  module.def("signatures", [](const dlc::KdTree& tree, Address points, Address normals, int64_t n, float radius,
+                              bool oriented, Address signatures, int num_threads) {
+    nb::gil_scoped_release release;
+    dlc::signatures(tree, pointer<float>(points), pointer<float>(normals), n, radius, oriented,
+                    pointer<float>(signatures), num_threads);
   });
   module.def("nearest_features", [](Address a, int64_t n, Address b, int64_t m, int size, Address indices,
                                     Address squared_distances, int num_threads) {

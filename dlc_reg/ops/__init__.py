@@ -6,7 +6,7 @@ twin of each in plain torch. Those with PyTorch3D's names (`knn_points` and so o
 CUDA graphs can capture `knn`, `SearchIndex.knn`, `estimate_normals` and `estimate_covariances` for up to 64 neighbours,
 `knn_batch`, `neighbour_normals`, `morton_order`, `linearize`, `icp_batch` and `soft_assignment`; values are not checked
 there. They cannot capture `radius_search`, `SearchIndex.radius`, `voxel_groups` and `voxel_downsample`, whose answers
-are as long as the data makes them, nor what works on the host: `fpfh`, `intensity_gradients`,
+are as long as the data makes them, nor what works on the host: `fpfh`, `signatures`, `intensity_gradients`,
 `nearest_features`, `mutual_matches`, `propose_poses`, `judge_poses` and `refine_poses`.
 """
 
@@ -31,6 +31,7 @@ from dlc_reg.ops._hypotheses import (
     nearest_features,
     propose_poses,
     refine_poses,
+    signatures,
 )
 from dlc_reg.ops._icp_batch import BatchResult, icp_batch
 from dlc_reg.ops._knn_batch import knn_batch, neighbour_normals
@@ -92,6 +93,7 @@ __all__ = [
     "radius_search",
     "refine_poses",
     "sample_farthest_points",
+    "signatures",
     "simd_level",
     "soft_assignment",
     "voxel_downsample",

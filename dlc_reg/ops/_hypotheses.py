@@ -11,6 +11,7 @@ Bad arguments raise `InputError`: not a tensor, a wrong shape or dtype, NaN or i
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,23 +37,45 @@ def fpfh(
     own over the pairs that define their angles, and the neighbours' weighted by their inverse squared distances.
     Made on the host; an index on a CUDA device costs a copy of its points and another tree.
     """
+    return _described(_core.fpfh, FEATURE_SIZE, index, normals, radius, oriented, num_threads)
+
+
+def signatures(
+    index: SearchIndex, normals: Tensor, radius: float, *, oriented: bool = False, num_threads: int | None = None
+) -> Tensor:
+    """Signatures of histograms of orientations, (N, 352) float32, or (N, 192) if not `oriented`, of the index's points.
+
+    SHOT (Tombari, Salti and Di Stefano, ECCV 2010): the cosines between the normals (N, 3) of the neighbours and the
+    point's z, in histograms by where the neighbours lie: 8 azimuths, 2 elevations (even in height), 2 shells; linear
+    between all bins. The frame is TOLDI's (Yang et al., Pattern Recognition 2017): z the point's normal, x where the
+    surface leaves the tangent plane. Rows have unit length; zeros where fewer than four neighbours lie strictly within
+    `radius`, in the points' unit, or where these are flat.
+    With `oriented=False` they do not depend on the sign of any normal: z is turned to where the neighbours lie, and
+    cosines lose their sign. Made on the host; an index on a CUDA device costs a copy of its points and another tree.
+    """
+    size = _core.signature_size(bool(oriented))
+    return _described(_core.signatures, size, index, normals, radius, oriented, num_threads)
+
+
+def _described(
+    describe: Callable[..., None],
+    size: int,
+    index: SearchIndex,
+    normals: Tensor,
+    radius: float,
+    oriented: bool,
+    num_threads: int | None,
+) -> Tensor:
     if not isinstance(index, SearchIndex):
         raise InputError("index", f"a {type(index).__name__}", "a SearchIndex")
     given, workers = _rows("normals", normals, 3, len(index)), _validate.threads(num_threads)
     points, tree = _library.unchecked(index.points), index.tree
     if isinstance(tree, _cuda.Tree):
         tree = _core.KdTree(points.data_ptr(), len(points), workers)
-    features = torch.empty(len(points), FEATURE_SIZE, dtype=torch.float32)
-    _core.fpfh(
-        tree,
-        points.data_ptr(),
-        given.data_ptr(),
-        len(points),
-        _positive("radius", radius),
-        bool(oriented),
-        features.data_ptr(),
-        workers,
-    )
+    features = torch.empty(len(points), size, dtype=torch.float32)
+    reach = _positive("radius", radius)
+    addresses = points.data_ptr(), given.data_ptr()
+    describe(tree, *addresses, len(points), reach, bool(oriented), features.data_ptr(), workers)
     return features.to(normals.device)
 
 

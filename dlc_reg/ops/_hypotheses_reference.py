@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BINS = 11  # of each of a descriptor's three histograms
+AZIMUTHS, ELEVATIONS, SHELLS, COSINES, SIGN_FREE_COSINES = 8, 2, 2, 11, 6
+FEWEST_NEIGHBOURS = 4  # of a signature
 ROUND = 32  # seeds grown before what they explain is taken out
 WELL_SUPPORTED = 60  # matches that a pose must explain for its seeds to be taken out
 MAX_CELLS = 2**24
@@ -42,6 +44,44 @@ def fpfh(points: Tensor, normals: Tensor, radius: float, *, oriented: bool = Fal
         side = (torch.where(near[..., None], offset, 0.0).sum(1) * normals).sum(1)
         total = torch.where((side < 0)[:, None, None], mirrored(total), total)
     return total.reshape(len(points), 3 * BINS)
+
+
+def signatures(points: Tensor, normals: Tensor, radius: float, *, oriented: bool = False) -> Tensor:
+    """Signatures (N, 352 or 192) of points, normals (N, 3): Tombari et al., ECCV 2010; sign-free unless `oriented`."""
+    offset = (points[None] - points[:, None]) / radius  # (i, j): from i to j
+    distance = offset.norm(dim=-1)
+    near = (distance < 1) & (distance > 0)
+    weight = torch.where(near, 1 - distance, 0.0)
+    z = normals
+    if not oriented:
+        lean = torch.einsum("ij,ijc->ic", weight, offset)
+        z = torch.where((lean * z).sum(-1, keepdim=True) < 0, -z, z)
+    height = torch.einsum("ijc,ic->ij", offset, z)
+    across = offset - height[..., None] * z[:, None]
+    x = F.normalize(torch.einsum("ij,ijc->ic", (weight * height).square(), across), dim=-1, eps=0.0)
+    y = torch.linalg.cross(z, x)
+    azimuth = torch.atan2(torch.einsum("ijc,ic->ij", offset, y), torch.einsum("ijc,ic->ij", offset, x))
+    cosine = z @ normals.mT
+    cosines = COSINES if oriented else SIGN_FREE_COSINES
+    shares = [
+        shared(azimuth / (2 * math.pi) * AZIMUTHS, AZIMUTHS, around=True),
+        shared((height / distance + 1) / 2 * ELEVATIONS, ELEVATIONS),
+        shared(distance * SHELLS, SHELLS),
+        shared(((cosine if oriented else 2 * cosine.abs() - 1) + 1) / 2 * cosines, cosines),
+    ]
+    counted = torch.einsum("ij,ija,ije,ijs,ijc->iaesc", near.to(points.dtype), *map(torch.nan_to_num, shares))
+    rows = torch.nan_to_num(F.normalize(counted.flatten(1), dim=-1))
+    flat = x.isnan().any(-1) | (near.sum(1) < FEWEST_NEIGHBOURS)
+    return torch.where(flat[:, None], 0.0, rows)
+
+
+def shared(at: Tensor, bins: int, *, around: bool = False) -> Tensor:
+    """Shares (..., bins) of values that lie at `at` bins from the first edge: linear between the centres."""
+    centers = torch.arange(bins, dtype=at.dtype) + 0.5
+    if around:
+        apart = (at[..., None] - centers).remainder(bins)
+        return (1 - torch.minimum(apart, bins - apart)).clamp(min=0)
+    return (1 - (at.clamp(0.5, bins - 0.5)[..., None] - centers).abs()).clamp(min=0)
 
 
 def pair_features(offset: Tensor, n1: Tensor, n2: Tensor, oriented: bool) -> tuple[Tensor, Tensor]:

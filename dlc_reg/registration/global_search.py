@@ -21,8 +21,9 @@ from dlc_reg.registration.constraint import FREE, Constraint
 from dlc_reg.registration.steps import solve_least
 
 WORKING_POINTS = 4500  # the working voxel size leaves about so many points in the larger cloud
-MAX_MATCHES = 2000
-MAX_SEEDS = 300
+MAX_MATCHES = 2000  # of either descriptor
+SIGNATURE_AXES = 64  # principal ones of the target's signatures
+MAX_SEEDS = 1000
 DISTINCT_POSES = 40
 DISTINCT_ANGLE = math.radians(10)
 DISTINCT_VOXELS = 3.0
@@ -43,11 +44,20 @@ class Thinned:
     fine: ops.Surface
     index: ops.SearchIndex  # of the coarse points
     features: Tensor  # (N, 33)
+    signatures: Tensor  # (N, 352), or (N, 192) where the normals' signs mean nothing
 
     @cached_property
     def center(self) -> Tensor:
         """(3,) float64: the mean of the coarse points."""
         return self.coarse.points.double().mean(0)
+
+    @cached_property
+    def signature_axes(self) -> Tensor:
+        """(D, 64): the principal axes of the signatures, with their mean among them."""
+        some = self.signatures[:: -(-len(self.signatures) // 2000) or 1]
+        gram = (some.mT @ some).double()  # in float32 LAPACK gives up on few rows
+        axes: Tensor = torch.linalg.eigh(gram).eigenvectors[:, -SIGNATURE_AXES:].float()
+        return axes
 
     @cached_property
     def fine_index(self) -> ops.SearchIndex:
@@ -70,8 +80,11 @@ class Thinned:
                 bin_angle = max(bin_angle, 1.5 * voxel / max(depth, 5 * voxel))
             surfaces.append(ops.Surface(points, normals, cell=size, reach=2.5 * size, eye=eye, bin_angle=bin_angle))
         coarse, fine = surfaces
-        features = ops.fpfh(indices[0], coarse.normals, 5 * voxel, oriented=oriented, num_threads=num_threads)
-        return Thinned(coarse, fine, indices[0], features)
+        features, signatures = (
+            describe(indices[0], coarse.normals, radius * voxel, oriented=oriented, num_threads=num_threads)
+            for describe, radius in ((ops.fpfh, 5), (ops.signatures, 6))
+        )
+        return Thinned(coarse, fine, indices[0], features, signatures)
 
 
 @dataclass(frozen=True)
@@ -138,8 +151,12 @@ class GlobalSearch:
         constraint: Constraint = FREE,
     ) -> GlobalSearch:
         """Between a source `a` and a target `b`, both thinned to `voxel` before, with one `oriented`."""
-        pairs, squared = ops.mutual_matches(a.features, b.features, num_threads=num_threads)
-        pairs = pairs[squared.argsort(stable=True)[:MAX_MATCHES]]
+        axes = b.signature_axes
+        found = []
+        for rows in ((a.features, b.features), (a.signatures @ axes, b.signatures @ axes)):
+            pairs, squared = ops.mutual_matches(*rows, num_threads=num_threads)
+            found.append(pairs[squared.argsort(stable=True)[:MAX_MATCHES]])
+        pairs = torch.unique(torch.cat(found), dim=0)
         p, q = a.coarse.points[pairs[:, 0]], b.coarse.points[pairs[:, 1]]
         return GlobalSearch(a, b, voxel, oriented, p, q, num_threads, constraint)
 
@@ -150,7 +167,7 @@ class GlobalSearch:
         sources = [] if starts is None else [starts]
         if not budget.skips("the search's poses from feature matches and turns", search=True):
             proposed, _ = ops.propose_poses(
-                self.p, self.q, 2 * self.voxel, max_seeds=MAX_SEEDS, num_threads=self.num_threads
+                self.p, self.q, self.voxel, max_seeds=MAX_SEEDS, num_threads=self.num_threads
             )
             sources = [proposed, self._turns(), *sources]
         poses = torch.cat(sources) if sources else torch.empty(0, 4, 4, dtype=torch.float64)
