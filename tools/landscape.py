@@ -74,6 +74,7 @@ def draw(networks: dict[str, RegistrationNetwork], pairs: PairDataset, out: Path
             figure.colorbar(picture, ax=right, shrink=0.85)
             right.plot(0, 0, "w+", markersize=9)
             right.set_aspect("equal")
+            left.set_xlabel("angle from the truth [deg]")
             right.set_xlabel("rotation about x [deg]")
             right.set_ylabel("about y [deg]")
         axes[0, 2 * column].set_title(
@@ -83,13 +84,12 @@ def draw(networks: dict[str, RegistrationNetwork], pairs: PairDataset, out: Path
     pyplot.close(figure)
 
 
-def draw_rays(axis: Any, angles: Tensor, values: Tensor, violated: Tensor) -> None:
+def draw_rays(axis: Any, offsets: Tensor, values: Tensor, violated: Tensor) -> None:
     """Each ray, and in red where it violates."""
     for ray, broken in zip(values, violated, strict=True):
-        axis.plot(angles, ray, color="0.6", linewidth=0.8)
-        axis.plot(angles, torch.where(broken, ray, torch.nan), color="tab:red", linewidth=1.6)
+        axis.plot(offsets, ray, color="0.6", linewidth=0.8)
+        axis.plot(offsets, torch.where(broken, ray, torch.nan), color="tab:red", linewidth=1.6)
     axis.axhline(0, color="black", linewidth=0.8)
-    axis.set_xlabel("angle from the truth [deg]")
     axis.set_ylabel("E - E(truth)")
 
 
