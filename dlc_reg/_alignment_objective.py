@@ -37,7 +37,7 @@ class Level(NamedTuple):
 
 
 class ImageAlignment:
-    """E over homographies (*lead, B, 3, 3) in normalised coordinates, source into target, at one `Level`."""
+    """E over homographies `(*lead, B, 3, 3)` in normalised coordinates, source into target, at one `Level`."""
 
     manifold: ClassVar[Homography] = Homography()
 
@@ -47,7 +47,7 @@ class ImageAlignment:
         return _mean(0.5 * residual.square().sum(-1), weight)
 
     def linearize(self, omega: Tensor, data: Level) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Gauss and Newton's H (*lead, B, 8, 8) and b (*lead, B, 8), and the value with the share that overlaps."""
+        """Gauss and Newton's H `(*lead, B, 8, 8)` and b `(*lead, B, 8)`, and the value with the share that overlaps."""
         residual, weight = self.residual(omega, data)
         share = (weight / _total(weight)[..., None])[..., None]
         along = (data.slope * residual[..., None]).sum(-2)  # (*lead, B, P, 2)
@@ -62,7 +62,7 @@ class ImageAlignment:
         return hessian, gradient, record
 
     def residual(self, omega: Tensor, data: Level) -> tuple[Tensor, Tensor]:
-        """f_t(x) - f_s(omega^-1 x), (*lead, B, P, C), and the weights (*lead, B, P)."""
+        """f_t(x) - f_s(omega^-1 x), `(*lead, B, P, C)`, and the weights `(*lead, B, P)`."""
         back = inverse(omega)
         places = project(data.place.to(omega) @ back, data.points.to(omega))
         seen = sample(data.source, places)

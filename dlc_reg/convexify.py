@@ -1,6 +1,6 @@
 """Deep Loss Convexification: training that makes an objective star-convex about the truth, and how far it is from it.
 
-Along a ray omega(lam) = retract(omega*, lam xi), lam in [0, 1], from the true prediction omega* = omega(0):
+Along a ray `omega(lam) = retract(omega*, lam xi)`, lam in [0, 1], from the true prediction `omega* = omega(0)`:
 
     chord                [ l(omega(lam)) - (1 - lam) l(omega*) - lam l(omega(1)) + mu/2 lam (1 - lam) |xi|^2 ]+
     minimum              [ l(omega*) - l(omega(1)) + mu/2 |xi|^2 ]+
@@ -8,8 +8,8 @@ Along a ray omega(lam) = retract(omega*, lam xi), lam in [0, 1], from the true p
     descent              [ l(omega*) - l(omega(lam)) ]+                     (the authors' optional third term)
     first_order          [ l(omega(1)) - l(omega*) + mu/2 |xi|^2 - d/dlam l(omega(lam)) at lam = 1 ]+
 
-An objective(omega, data) takes predictions (*lead, B.., *shape), B.. the batch of the data, and returns (*lead, B..):
-all rays are one call. What a prediction is, and what the data are, is not known here.
+An objective(omega, data) takes predictions `(*lead, B.., *shape)`, B.. the batch of the data, and returns
+`(*lead, B..)`: all rays are one call. What a prediction is, and what the data are, is not known here.
 """
 
 from __future__ import annotations
@@ -87,26 +87,36 @@ UNIFORM = Ball()
 
 
 class Convexified(NamedTuple):
-    """`total` = task_weight * truth + rho * (sum of the hinges). `terms`: "truth", the mean of l(omega*); each hinge by
-    name, aggregated; "violation", the share of rays on which a hinge is above rounding."""
+    """`total`: task_weight times the truth, rho times the sum of the hinges. `terms`: "truth", the mean of `l(omega*)`;
+    each hinge by name, aggregated; "violation", the share of rays on which a hinge is above rounding."""
 
     total: Tensor
     terms: dict[str, Tensor]
 
 
 class ConvexifiedLoss(nn.Module):
-    """task_weight * mean l(omega*) + rho * the hinges along rays from omega*, aggregated.
+    """`task_weight` times the mean `l(omega*)` plus `rho` times the hinges along rays from `omega*`, aggregated.
 
-    `objective`: a callable, or an object with `value`. It is not registered: the module's parameters are those of
-    `Learned` settings alone.
-    `radius`: how far rays reach: a number, or one a coordinate of the tangent space (0: that one is not moved).
-    `samples`: rays drawn for each element of the batch; twice as many with `both_signs` of each.
-    `fraction`: lam: a number, an interval to draw from, or `Learned`. `mu`: a number or `Learned`.
-    `norm`: |xi| is that of the tangent vector, or that of xi / radius, which frees mu from units.
-    `aggregate`: over rays, after the mean over the batch: "mean", "sum", or "max", the worst one.
-    `derivative`: "reverse" or "forward" differentiation along the ray, for the term "first_order".
-    `checkpoint`: recompute the objective in the backward pass instead of keeping what it computed.
-    `check_finite`: raise where the objective is NaN or infinite. If not asked to, or compiled, the total is NaN then.
+    Args:
+        objective: A callable, or an object with `value`. It is not registered: the module's parameters are those of
+            `Learned` settings alone.
+        manifold: Where predictions live; rays are straight in its tangent space at the truth.
+        radius: How far rays reach: a number, or one a coordinate of the tangent space (0: that one is not moved).
+        samples, both_signs: Rays drawn for each element of the batch; with both signs each has its opposite, too.
+        mu: How strongly convex: a number or `Learned`.
+        rho, task_weight: What the hinges, and the loss at the truth, weigh.
+        sampler: How rays are drawn within the radius.
+        aggregate: Over rays, after the mean over the batch: "mean", "sum", or "max", the worst one.
+        terms: Which hinges, by their names at the head of this module.
+        fraction: lam: a number, an interval to draw from, or `Learned`.
+        norm: |xi| is that of the tangent vector, or that of xi / radius, which frees mu from units.
+        derivative: "reverse" or "forward" differentiation along the ray, for the term "first_order".
+        checkpoint: Recompute the objective in the backward pass instead of keeping what it computed.
+        generator: Of the rays; None: torch's own.
+        check_finite: Raise where the objective is NaN or infinite. If not asked to, or compiled, the total is NaN then.
+
+    Raises:
+        InputError: An impossible setting.
     """
 
     objective: Any

@@ -88,7 +88,7 @@ class SequenceModel(nn.Module):
         return outputs[torch.arange(len(outputs), device=outputs.device), lengths.long() - 1]
 
     def value(self, omega: Tensor, encoded: Any) -> Tensor:
-        """The energy (*lead, B) of predictions (*lead, B, outputs)."""
+        """The energy `(*lead, B)` of predictions `(*lead, B, outputs)`."""
         energy: Tensor = self.head.value(omega, encoded)
         return energy
 

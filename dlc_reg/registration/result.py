@@ -19,27 +19,39 @@ __all__ = ["RegistrationResult", "Verdict", "rotation_angle", "strict_json"]
 class RegistrationResult:
     """The transformation that maps the source onto the target, with the evidence for it.
 
-    The first four fields are Open3D's. `correspondence_set` holds rows (source index, target index) into the clouds
-    given. `fitness` is the number of inlier correspondences over the number of **source** points; `inlier_rmse` is over
-    those correspondences, in the points' unit. `information` and `covariance` are in the tangent order (rotation xyz
-    [rad], translation xyz), of a left update of `transformation` about the target's `settings["information_origin"]`.
-    `covariance` is None where the geometry leaves a direction free, and zero for motions that a constraint holds.
+    Attributes:
+        transformation: (4, 4), T_target_source: p' = R p + t. This and the next three are Open3D's fields.
+        fitness: The number of inlier correspondences over the number of **source** points.
+        inlier_rmse: Root mean square distance of those correspondences, in the points' unit.
+        correspondence_set: (m, 2), rows (source index, target index) into the clouds given.
+        information: (6, 6), the Gauss-Newton Hessian, in the tangent order (rotation xyz [rad], translation xyz), of a
+            left update of `transformation` about the target's `settings["information_origin"]`.
+        covariance: (6, 6), the residuals' variance times its inverse. None where the geometry leaves a direction free,
+            and zero for motions that a constraint holds. Over-confident.
+        iterations: Of the last refinement.
+        status: Why it ended; the value is a sentence.
+        history: One record an iteration.
+        verdict: Whether the answer can be trusted; None where only one start was refined, by Open3D's names.
+        verdict_reasons: Sentences.
+        settings: Every number that was derived or chosen.
+        timings: Seconds a stage.
+        clouds: The `PointCloud`s (source, target), or None.
     """
 
-    transformation: NDArray[np.float64] = field(default_factory=lambda: np.eye(4))  # (4, 4), T_target_source
+    transformation: NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
     fitness: float = 0.0
     inlier_rmse: float = 0.0
-    correspondence_set: NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 2), np.int32))  # (m, 2)
-    information: NDArray[np.float64] | None = None  # (6, 6)
-    covariance: NDArray[np.float64] | None = None  # (6, 6)
+    correspondence_set: NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 2), np.int32))
+    information: NDArray[np.float64] | None = None
+    covariance: NDArray[np.float64] | None = None
     iterations: int = 0
     status: Status = Status.NOT_STARTED
-    history: list[dict[str, Any]] = field(default_factory=list)  # one record an iteration
+    history: list[dict[str, Any]] = field(default_factory=list)
     verdict: Verdict | None = None
     verdict_reasons: list[str] = field(default_factory=list)
-    settings: dict[str, Any] = field(default_factory=dict)  # every number that was derived or chosen
-    timings: dict[str, float] = field(default_factory=dict)  # seconds a stage
-    clouds: tuple[Any, Any] | None = field(default=None, repr=False)  # (source, target) PointClouds
+    settings: dict[str, Any] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)
+    clouds: tuple[Any, Any] | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the correspondences and the clouds, in plain Python types."""

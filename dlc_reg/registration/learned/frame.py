@@ -36,7 +36,7 @@ class RegistrationNetwork(nn.Module, ABC):
 
     @abstractmethod
     def value(self, omega: Tensor, encoded: Any) -> Tensor:
-        """The energy (*lead, B) at poses (*lead, B, 4, 4)."""
+        """The energy `(*lead, B)` at poses `(*lead, B, 4, 4)`."""
 
     @property
     def update(self) -> UpdateRule:

@@ -57,7 +57,7 @@ class PointNetLK(RegistrationNetwork):
         return Aligned(source, source_mask, center, feature, (square + 1e-8).sqrt())
 
     def residual(self, omega: Tensor, encoded: Aligned) -> Tensor:
-        """r (*lead, B, C)."""
+        """r `(*lead, B, C)`."""
         feature: Tensor = self.encoder(self._moved(omega, encoded), self._mask(omega, encoded))
         return (feature - encoded.feature) / encoded.scale
 
@@ -72,7 +72,7 @@ class PointNetLK(RegistrationNetwork):
         return jacobian.mT @ jacobian, gradient, {"value": 0.5 * residual.square().sum(-1)}
 
     def jacobian(self, omega: Tensor, encoded: Aligned) -> tuple[Tensor, Tensor]:
-        """r (*lead, B, C), and its derivative (*lead, B, C, 6) along exp(xi) omega at xi = 0."""
+        """r `(*lead, B, C)`, and its derivative `(*lead, B, C, 6)` along exp(xi) omega at xi = 0."""
         feature, by_twist = self.encoder.with_jacobian(self._moved(omega, encoded), self._mask(omega, encoded))
         # the encoder turns about the target's mean c, exp(xi) about the origin: w x p = w x (p - c) + w x c
         turn, move = by_twist[..., :3], by_twist[..., 3:]
