@@ -4,7 +4,7 @@
 
 writes pictures/curves.png, the mean over seeds of what validation said in training and, of images, of the median corner
 error by the iterations a level; and pictures/landscape.png, E - E(truth) along 24 random rays, one row for each of two
-held-out items and one column a network, of each column's first seed. Red: the ray up to there violates star-convexity.
+held-out items and one column a network, of each column's first seed. Red: beyond where E is above the chord.
 Images: at the level of 1/4, the corners moved by half of the template's half side. Sequences: rays of the recipe's
 radius. Needs the extra "viz".
 """
