@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT
 from test_sequences_training import images
 
+from dlc_reg.errors import InputError
 from dlc_reg.training import load_recipe
 
 ROWS = ROOT / "recipes" / "sequences" / "rows.toml"
@@ -77,7 +78,12 @@ def test_cells_are_run_skipped_tabulated_and_evaluated(study, data, tmp_path, mo
     assert study.main([*arguments, "--set", "optimizer.rate=0.5"]) == 64
 
     import evaluate_sequences
+    import study_pictures
 
+    study_pictures.main([str(tmp_path), "--data", str(data), "--out", str(tmp_path / "drawn")])
+    assert all((tmp_path / "drawn" / name).stat().st_size > 10_000 for name in ("curves.png", "landscape.png"))
+    with pytest.raises(InputError, match="descend an energy"):  # a plain readout has none
+        study_pictures.main([str(tmp_path), "--data", str(data), "--columns", "none", "--out", str(tmp_path / "drawn")])
     capsys.readouterr()
     weights = [str(tmp_path / c / "seed-0" / "weights.safetensors") for c in ("none", "energy")]
     evaluate_sequences.main(

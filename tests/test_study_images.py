@@ -20,6 +20,7 @@ from dlc_reg._images_training import TASK
 from dlc_reg._warping import SQUARE
 from dlc_reg.alignment import load_features
 from dlc_reg.convexify import star_violation
+from dlc_reg.errors import InputError
 from dlc_reg.networks.images import FeatureEncoder, Intensity
 from dlc_reg.training import load_recipe, make_recipe
 
@@ -118,6 +119,18 @@ def test_cells_are_run_measured_tabulated_and_skipped(study, data, tmp_path, com
     assert shares == [*again.shares[2:4], again.shares[5], again.trusted.mean(), (again.errors >= 20).mean()]
     assert found["wrong"] == (again.trusted & (again.errors >= 10)).sum()
     assert all(cell["middle"][key] == middle[key] for key in middle if key.startswith("below"))
+    capsys.readouterr()
+
+    import study_pictures
+
+    study_pictures.main([str(tmp_path), "--data", str(data), "--columns", "energy", "--out", str(tmp_path / "drawn")])
+    assert all((tmp_path / "drawn" / name).stat().st_size > 10_000 for name in ("curves.png", "landscape.png"))
+    with pytest.raises(InputError, match="some of energy, none"):
+        study_pictures.main(
+            [str(tmp_path), "--data", str(data), "--columns", "other", "--out", str(tmp_path / "drawn")]
+        )
+    with pytest.raises(InputError, match="without a cell"):
+        study_pictures.main([str(tmp_path / "drawn"), "--data", str(data)])
     capsys.readouterr()
 
     commands.clear()

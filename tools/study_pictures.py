@@ -60,7 +60,9 @@ def cells_of(study: Path) -> dict[str, dict[Path, Cell]]:
         cell = json.loads(path.read_text(encoding="utf-8"))
         found.setdefault(path.parent.parent.name, {})[path.parent] = cell
     if not found:
-        raise InputError("study", f"'{study}', without a {CELL}", "a folder that study_images or study_sequences filled")
+        raise InputError(
+            "study", f"'{study}', without a {CELL}", "a folder that study_images or study_sequences filled"
+        )
     return found
 
 
@@ -71,7 +73,9 @@ def draw_curves(cells: dict[str, dict[Path, Cell]], out: Path) -> None:
         descent = "median corner error [pixels of 192]"
         panels["iterations a level"] = (descent, lambda cell: [(int(n), e) for n, e in cell["convergence"].items()])
     pyplot = plotter()
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(5.5 * len(panels), 3.6), squeeze=False, layout="constrained")
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(5.5 * len(panels), 3.6), squeeze=False, layout="constrained"
+    )
     for axis, (below, (beside, points)) in zip(axes[0], panels.items(), strict=True):
         for column, group in cells.items():
             x, _ = np.array(points(next(iter(group.values())))).T
@@ -129,13 +133,17 @@ def rays_of(folder: Path, cell: Cell, data: Path) -> tuple[float, Tensor, Tensor
     if recipe.task == "images":
         network = load_network(folder / WEIGHTS, {"features": FeatureEncoder})
         pictures = Pictures.load(data)
-        pairs, _ = pairs_of(pictures, recipe, argparse.Namespace(**{k: cell[k] for k in ("pairs", "pair_seed", "size")}))
+        pairs, _ = pairs_of(
+            pictures, recipe, argparse.Namespace(**{k: cell[k] for k in ("pairs", "pair_seed", "size")})
+        )
         assert split_of(pictures) == cell["split"]
         encoded = encode_pairs(network, collate_images([pairs[k] for k in range(ITEMS)]))
         number, far = FULL["1/4"]
         near = convexify.Neighbourhood(encoded.truth, MANIFOLD, torch.ones(MANIFOLD.dof), generator)
         rays = far * CornerBox(1.0)(RAYS, near)
-        drawn = convexify.landscape(OBJECTIVE, MANIFOLD, encoded.truth, encoded.levels[number], directions=rays, steps=STEPS)
+        drawn = convexify.landscape(
+            OBJECTIVE, MANIFOLD, encoded.truth, encoded.levels[number], directions=rays, steps=STEPS
+        )
     else:
         network = load_network(folder / WEIGHTS, ARCHITECTURES)
         if network.head.iterations == 1:
