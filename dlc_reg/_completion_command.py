@@ -21,7 +21,7 @@ _dlc_reg() {{
 {choices}
       *)
         case "${{COMP_WORDS[1]}} $word" in
-{options}
+{words}
         esac ;;
     esac
   fi
@@ -77,16 +77,19 @@ def _described(parameters: list[click.Parameter], context: click.Context) -> Ite
 
 
 def _bash(root: click.Context) -> str:
-    commands, choices, options = [], [], []
+    commands, choices, words = [], [], []
     for name, _, parameters in _commands(root):
-        for parameter in parameters:
-            if parameter.choices:  # those of an argument come right after the command
-                patterns = " | ".join(f'"{name} {before}"' for before in parameter.names or [name])
-                choices.append(f'      {patterns}) words="{" ".join(parameter.choices)}" ;;')
-        flags = " ".join(flag for parameter in parameters for flag in parameter.names)
-        options.append(f'          "{name} -"*) words="{flags}" ;;')
         commands.append(name)
-    return BASH.format(commands=" ".join(commands), choices="\n".join(choices), options="\n".join(options))
+        flags = " ".join(flag for parameter in parameters for flag in parameter.names)
+        words.append(f'          "{name} -"*) words="{flags}" ;;')
+        for parameter in parameters:
+            listed = " ".join(parameter.choices)
+            if listed and parameter.names:
+                patterns = " | ".join(f'"{name} {flag}"' for flag in parameter.names)
+                choices.append(f'      {patterns}) words="{listed}" ;;')
+            elif listed:
+                words.append(f'          "{name} "*) words="{listed}" ;;')
+    return BASH.format(commands=" ".join(commands), choices="\n".join(choices), words="\n".join(words))
 
 
 def _fish(root: click.Context) -> str:
