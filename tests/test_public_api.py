@@ -70,7 +70,8 @@ def parameters(callable_: Any) -> str:
         return "(...)"
     kept = [p.replace(annotation=p.empty) for name, p in signature.parameters.items() if name not in ("self", "cls")]
     text = str(signature.replace(parameters=kept, return_annotation=signature.empty))
-    return re.sub(r"<([\w.]+)[^<>]*>", r"<\1>", text)  # addresses in memory differ from run to run
+    text = re.sub(r"<([\w.]+)[^<>]*>", r"<\1>", text)  # addresses in memory differ from run to run
+    return " ".join(text.split())
 
 
 def ours(cls: type) -> Iterator[tuple[str, Any]]:
