@@ -79,7 +79,7 @@ def ours(cls: type) -> Iterator[tuple[str, Any]]:
     found: dict[str, Any] = {}
     for base in cls.__mro__:
         if base.__module__.partition(".")[0] == "dlc_reg":
-            fields = {name: None for name in inspect.get_annotations(base)}
+            fields = dict.fromkeys(inspect.get_annotations(base))
             for name, value in (fields | dict(vars(base))).items():
                 found.setdefault(name, value)
     yield from sorted((name, value) for name, value in found.items() if not name.startswith("_"))
