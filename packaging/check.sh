@@ -26,7 +26,7 @@ fi
 echo "== checks"
 for wheel in "$work"/dlc_reg-*.whl; do
   "$tools/auditwheel" show "$wheel" 2> /dev/null | sed -n '2,3p'
-  PATH=$tools:$PATH "$tools/auditwheel" -q repair -w "$dist" "$wheel"
+  PATH=$tools:$PATH "$tools/auditwheel" repair -w "$dist" "$wheel" > "$work/repair.txt" 2>&1 || { cat "$work/repair.txt"; exit 1; }
 done
 "$tools/twine" check --strict "$dist"/dlc_reg-*
 "$tools/check-wheel-contents" "$dist"/dlc_reg-*.whl
