@@ -6,6 +6,7 @@ from dlc_reg.api import Prepared, RegistrationResult, Verdict, prepare, register
 from dlc_reg.convexify import ConvexifiedLoss, basin_radius, landscape, star_violation
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud
+from dlc_reg.io import sample_pair
 from dlc_reg.iterate import Solution, Status, Termination, iterate
 from dlc_reg.many import PairResult, register_many
 from dlc_reg.multiway import MultiwayEdge, MultiwayResult, register_multiway
@@ -38,5 +39,6 @@ __all__ = [
     "register",
     "register_many",
     "register_multiway",
+    "sample_pair",
     "star_violation",
 ]

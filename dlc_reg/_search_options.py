@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import click
@@ -15,10 +15,8 @@ from dlc_reg.registration.constraint import DOF
 DOF_HELP = f"What may move: {', '.join(DOF)}. yaw: turns about gravity, or z."
 
 
-def _methods() -> str:
-    search, refine = (METHODS[:3], METHODS[3:])
-    dashed = ", ".join(refine).replace("_", "-")
-    return f"{', '.join(search)}: search from any pose; {dashed}: refine from the given start."
+DASHED = [method.replace("_", "-") for method in METHODS]
+METHOD_HELP = f"{', '.join(DASHED[:3])}: search from any pose; {', '.join(DASHED[3:])}: refine from the given start."
 
 
 def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -37,9 +35,9 @@ def _added(command: Callable[..., Any], left_out: set[str]) -> Callable[..., Any
     options: dict[str, dict[str, Any]] = {
         "--voxel-size": {"type": float, "help": "Length of the finest grid. Default: from the data."},
         "--max-correspondence-distance": {"type": float, "help": "Farthest match. Default: from the voxel size."},
-        "--method": {"default": "auto", "show_default": True, "metavar": "NAME", "help": _methods()},
+        "--method": {"default": "auto", **_named(DASHED), "help": METHOD_HELP},
         "--with-scaling": {"is_flag": True, "help": "Estimate a scale as well."},
-        "--dof": {"default": "rigid", "show_default": True, "metavar": "NAME", "help": DOF_HELP},
+        "--dof": {"default": "rigid", **_named(DOF), "help": DOF_HELP},
         "--source-viewpoint": {"help": "Where the sensor stood, in the source's frame.", **point},
         "--target-viewpoint": {"help": "Where the sensor stood, in the target's frame.", **point},
         "--sensor-frame": {"is_flag": True, "help": "Both sensors stood at their clouds' origins."},
@@ -51,6 +49,11 @@ def _added(command: Callable[..., Any], left_out: set[str]) -> Callable[..., Any
     }
     added = [click.option(name, **how) for name, how in options.items() if name not in left_out]
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(added), command)
+
+
+def _named(names: Sequence[str]) -> dict[str, Any]:
+    """One of some names that `register` itself checks; a shell completes them."""
+    return {"show_default": True, "metavar": "NAME", "shell_complete": lambda *_: list(names)}
 
 
 def arguments(search: dict[str, Any]) -> dict[str, Any]:

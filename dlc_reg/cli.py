@@ -21,6 +21,7 @@ import dlc_reg
 from dlc_reg import _console as console
 from dlc_reg import io, ops
 from dlc_reg._align_command import command as align_command
+from dlc_reg._completion_command import command as completion_command
 from dlc_reg._evaluate_command import command as evaluate_command
 from dlc_reg._many_command import command as many_command
 from dlc_reg._multiway_command import command as multiway_command
@@ -289,19 +290,20 @@ def _extra(name: str, packages: tuple[str, ...]) -> str:
         return f'not installed: pip install "dlc_reg[{name}]"'
 
 
-@main.command(short_help="Register the real sample pair of a checkout.")
+@main.command(short_help="Register the real sample pair that comes along.")
 @click.option("--report", type=FILE, help="Write a page to look at, one offline file (html).")
 @click.option("--plot", type=FILE, help="Write a before/after picture (png, pdf, svg, jpg).")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @debug_option
 def demo(report: Path | None, plot: Path | None, overwrite: bool) -> int:
-    """Registers the real sample pair of a checkout and compares the pose with the recorded one."""
+    """Registers the real sample pair that comes with the package and compares the pose with the recorded one."""
     outputs = {option: path for option, path in (("--report", report), ("--plot", plot)) if path is not None}
     console.check_outputs(outputs, [], overwrite=overwrite)
-    folder = _samples()
-    pair = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
-    clouds = [_read(folder / pair[name], name, strict=True) for name in ("source", "target")]
-    console.line("sample", f"{folder}: the Stanford bunny from two sides; credit and terms in the README.md beside it")
+    source, target = io.sample_pair()
+    pair = json.loads(source.with_name("truth.json").read_text(encoding="utf-8"))
+    clouds = [_read(path, name, strict=True) for path, name in ((source, "source"), (target, "target"))]
+    console.line("sample", f"{source.parent}: the Stanford bunny from two sides")
+    console.line("", "credit and terms: " + str(source.parent.with_name("README.md")))
     for label, cloud in zip(("read", ""), clouds, strict=True):
         console.line(label, _describe(cloud))
     result = _run(clouds[0], clouds[1], show=True)
@@ -330,22 +332,11 @@ def _compare(result: RegistrationResult, truth: Any, unit: str) -> bool:
     return right
 
 
-def _samples() -> Path:
-    for base in (Path.cwd(), Path(dlc_reg.__file__).resolve().parents[1]):
-        folder = base / "datasets" / "samples" / "bunny"
-        if (folder / "truth.json").is_file():
-            return folder
-    raise InputError(
-        "demo",
-        "no datasets/samples beside the current folder or the package",
-        "to run inside a checkout (git clone) of dlc_reg, for installed packages do not hold the samples",
-    )
-
-
 main.add_command(align_command)
 main.add_command(evaluate_command)
 main.add_command(many_command)
 main.add_command(multiway_command)
+main.add_command(completion_command)
 
 if __name__ == "__main__":
     main()

@@ -30,6 +30,7 @@ __all__ = [
     "as_points",
     "from_scene",
     "read",
+    "sample_pair",
     "sample_surface",
     "write",
 ]
@@ -48,6 +49,22 @@ _SIGNATURES: tuple[tuple[bytes, str, tuple[str, ...]], ...] = (
     (b"\x1f\x8b", "a gzip archive", ()),
     (b"%PDF", "a PDF document", ()),
 )
+
+
+def sample_pair() -> tuple[Path, Path]:
+    """The two real scans that come with the package, as paths: source and target.
+
+    The Stanford bunny from two sides, metres, with overlap of about 90%. `truth.json` beside them has the recorded
+    pose, and `README.md` one folder up has credit and terms, which are not those of the package.
+
+    Raises:
+        InputError: The package was built without them.
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package / "samples" / "bunny", package.parent / "datasets" / "samples" / "bunny"):
+        if (folder / "truth.json").is_file():
+            return folder / "bun045.ply", folder / "bun000.ply"
+    raise InputError("sample_pair", f"no samples in {package}", "a package that was built with them, or a checkout")
 
 
 def read(path: str | os.PathLike[str], *, argument: str = "path", seed: int = 0) -> RawCloud:

@@ -66,26 +66,24 @@ def test_doctor_lists_versions_and_extras(monkeypatch: pytest.MonkeyPatch) -> No
 def test_demo_compares_with_the_recorded_pose(
     tmp_path: Path, library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "datasets" / "samples" / "bunny"
-    folder.mkdir(parents=True)
-    io.write(folder / "a.ply", surface())
-    io.write(folder / "b.ply", apply_transform(TURN, surface()))
-    pair = {"source": "a.ply", "target": "b.ply", "unit": "m", "T_target_source": TURN.tolist()}
-    (folder / "truth.json").write_text(json.dumps(pair))
-    monkeypatch.chdir(tmp_path)
+    pair = {"unit": "m", "T_target_source": TURN.tolist()}
+    paths = tmp_path / "a.ply", tmp_path / "b.ply"
+    io.write(paths[0], surface())
+    io.write(paths[1], apply_transform(TURN, surface()))
+    (tmp_path / "truth.json").write_text(json.dumps(pair))
+    monkeypatch.setattr(io, "sample_pair", lambda: paths)
     result = run("demo")
     assert result.exit_code == 0 and "the recorded pose: 0.000 deg and 0 m from it" in result.stdout
     pair["T_target_source"] = np.eye(4).tolist()
-    (folder / "truth.json").write_text(json.dumps(pair))
+    (tmp_path / "truth.json").write_text(json.dumps(pair))
     wrong = run("demo")
     assert wrong.exit_code == 3 and "NOT the recorded pose: 36.870 deg" in wrong.stdout
 
 
-def test_demo_outside_a_checkout_says_where_to_run_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(dlc_reg, "__file__", str(tmp_path / "site-packages" / "dlc_reg" / "__init__.py"))
+def test_demo_of_a_package_without_samples_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(io, "__file__", str(tmp_path / "site-packages" / "dlc_reg" / "io.py"))
     result = run("demo")
-    assert result.exit_code == 64 and "checkout" in result.stderr
+    assert result.exit_code == 64 and "no samples" in result.stderr
 
 
 # --- as a program ----------------------------------------------------------------------------------------------------
@@ -104,7 +102,6 @@ def test_program_registers_and_its_exit_code_is_the_verdict(tmp_path: Path) -> N
 
 
 def test_program_demo_finds_the_recorded_pose(tmp_path: Path) -> None:
-    (tmp_path / "datasets").symlink_to(SAMPLES.parents[1])
     result = spawn("demo", "--report", tmp_path / "page.html", cwd=tmp_path)
     assert result.returncode == 0 and "the recorded pose" in result.stdout and "NOT" not in result.stdout
     assert result.stdout.splitlines()[-1].startswith("VERDICT  aligned")

@@ -35,7 +35,7 @@ OWNERS = {
     "_images_training": "training", "_image_evaluation": "evaluation", "_align_command": "cli",
     "_sequences_data": "protocols", "_sequences_training": "training",
     "_report_page": "report", "_report_scene": "report", "_console": "cli", "_evaluate_command": "cli",
-    "_many_command": "cli", "_search_options": "cli",
+    "_many_command": "cli", "_search_options": "cli", "_completion_command": "cli", "__main__": "cli",
     "_recipe": "training", "_losses": "training", "_terms": "training", "_registration_recipe": "training",
     "_registration_training": "training", "_parallel": "training", "_training_log": "training",
     "_methods": "evaluation", "_symmetry": "evaluation", "_landscapes": "evaluation", "_tables": "evaluation",
