@@ -160,6 +160,8 @@ def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise InputError("recipe", f"'{path}' ({error.strerror})", "a TOML file") from None
+    except UnicodeDecodeError as error:
+        raise InputError("recipe", f"'{path}' ({error})", "a TOML file in UTF-8") from None
     table = _parse(text, "recipe", f"'{path}'")
     for setting in settings:
         key, equals, value = setting.partition("=")
