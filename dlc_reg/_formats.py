@@ -6,6 +6,7 @@ formats are imported where they are used. Errors are whatever the parsers raise:
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import zipfile
@@ -26,6 +27,7 @@ Array = npt.NDArray[np.float64]
 
 TEXT_SUFFIXES = (".xyz", ".pts", ".txt", ".csv", ".asc", ".xyzn", ".xyzrgb")
 _ZIP_RATIO = 200  # beyond what real clouds compress to
+_NPY_HEADER = 10_000  # bytes, NumPy's own limit
 _ZIP_FREE_BYTES = 1 << 26  # small archives may compress as they like
 
 
@@ -149,6 +151,10 @@ def _entry_arrays(archive: zipfile.ZipFile, names: Sequence[str]) -> dict[str, n
 
 def _load_array(stream: Any, size: int) -> npt.NDArray[Any]:
     version = np.lib.format.read_magic(stream)
+    length = int.from_bytes(stream.read(2 if version == (1, 0) else 4), "little")
+    if length > _NPY_HEADER:
+        raise ValueError(f"damaged: a header of {length} bytes")
+    stream.seek(np.lib.format.MAGIC_LEN)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read_header(stream)
     if dtype.hasobject:
@@ -173,7 +179,8 @@ def _read_e57(stream: BinaryIO, size: int, suffix: str) -> RawCloud:
 def _read_mesh(stream: BinaryIO, size: int, suffix: str) -> RawCloud | Surface:
     import trimesh
 
-    scene = trimesh.load_scene(stream, file_type=suffix[1:], process=False, skip_materials=True)
+    content = io.BytesIO(stream.read())  # from a file, read(n) would take memory for the n that a header promises
+    scene = trimesh.load_scene(content, file_type=suffix[1:], process=False, skip_materials=True)
     return from_scene(scene)
 
 

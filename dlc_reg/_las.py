@@ -87,7 +87,7 @@ def _unpacked(
     items = list(struct.iter_unpack("<3H", about[34 : 34 + 6 * int.from_bytes(about[32:34], "little")]))
     if kind not in (_CHUNKED, _LAYERED) or not chunk or sum(item[1] for item in items) != length:
         raise ValueError(f"damaged: compression {kind} in chunks of {chunk} points, of which one has {length} bytes")
-    _check_chunks(stream, size, offset, variable=chunk == 0xFFFFFFFF)
+    _check_chunks(stream, size, offset)
     if kind == _LAYERED and chunk != 0xFFFFFFFF:
         layers = sum(item[1] if item[0] == 14 else _LAYERS.get(item[0], 0) for item in items)
         _check_layers(stream, size, offset + 8, length, layers, -(-count // chunk))
@@ -104,20 +104,19 @@ def _unpacked(
         raise ValueError(f"damaged: {error}") from None
 
 
-def _check_chunks(stream: BinaryIO, size: int, offset: int, *, variable: bool) -> None:
-    """Holds the number of chunks, which memory is taken for where they vary, against the file."""
+def _check_chunks(stream: BinaryIO, size: int, offset: int) -> None:
+    """Holds the number of chunks against the file."""
     stream.seek(offset)
     (table,) = struct.unpack("<q", stream.read(8).ljust(8, b"\0"))
     if table == -1:  # of a writer that could not go back: it is told at the end
         stream.seek(max(size - 8, 0))
         (table,) = struct.unpack("<q", stream.read(8))
-    if variable:
-        if not offset < table <= size - 8:
-            raise ValueError("truncated: the table of the chunks lies outside the file")
-        stream.seek(table + 4)
-        (chunks,) = struct.unpack("<I", stream.read(4))
-        if chunks > size:
-            raise ValueError(f"truncated: {chunks} chunks promised by a file of {size} bytes")
+    if not offset < table <= size - 8:
+        raise ValueError("truncated: the table of the chunks lies outside the file")
+    stream.seek(table + 4)
+    (chunks,) = struct.unpack("<I", stream.read(4))
+    if chunks > size:
+        raise ValueError(f"truncated: {chunks} chunks promised by a file of {size} bytes")
 
 
 def _check_layers(stream: BinaryIO, size: int, at: int, length: int, layers: int, chunks: int) -> None:

@@ -199,7 +199,7 @@ def _parse(text: str, argument: str, given: str) -> dict[str, Any]:
         import tomli as tomllib
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, a number of too many digits, too many brackets
         raise InputError(argument, f"{given} ({error})", "valid TOML") from None
 
 
