@@ -244,6 +244,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
             raise InputError(where, repr(value), "a list")
         return tuple(_typed(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     kind = origin or hint
+    if isinstance(value, int) and abs(value) >= 1 << 63:  # TOML has 64 bits, and a float has no room for all
+        raise InputError(where, "an integer of more than 64 bits", f"a {kind.__name__}")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (kind in (int, float) and isinstance(value, bool)):
