@@ -5,7 +5,7 @@
     python tools/fuzz.py files --seed 0 --only 4711
 
 A case is what the seed and its number make it, so that `--only` runs one again, in this process. A worker has 1 GiB of
-address space beyond what its imports take, and a case ten seconds. Findings are: an exception other than InputError, a
+address space beyond what its imports take, and a case ten seconds of processor time, or two minutes. Findings are: an exception other than InputError, a
 process that died, one that took longer, memory that was refused, and an answer called `aligned` that is wrong. Each is
 printed with its number and, with `--keep`, written to that folder. The exit code is 1 if there is any.
 """
@@ -30,7 +30,8 @@ from typing import Any
 import numpy as np
 from fuzz_finding import Finding
 
-SECONDS = 10.0  # that a case may take
+SECONDS = 10.0  # of processor time that a case may take
+WAIT = 120.0  # seconds on the clock that it may take, where other work keeps the processors
 Case = Callable[[int, int], str]
 
 ROOM = 1 << 30  # bytes of address space that a case may take
@@ -41,7 +42,7 @@ REST = 2000  # cases after which a worker makes room for a fresh one
 class Worker:
     process: Any
     pipe: Any
-    at: Any  # the case in hand and when it began: [number, seconds]
+    at: Any  # the case in hand, and when it began: [number, seconds, seconds of processor time]
     last: int
 
 
@@ -94,9 +95,10 @@ def run(
         if not workers:
             break
         for worker in list(workers):
-            number, since = worker.at
+            number, since, used = worker.at
             alive = worker.process.is_alive()
-            late = alive and number >= 0 and time.monotonic() - since > SECONDS
+            waited = time.monotonic() - since if alive and number >= 0 else 0.0
+            late = waited > WAIT or (waited > SECONDS and processor_time(worker.process.pid) - used > SECONDS)
             while not late and worker.pipe.poll():
                 try:
                     told = worker.pipe.recv()
@@ -112,7 +114,7 @@ def run(
             workers.remove(worker)
             number = int(worker.at[0])
             if late or worker.process.exitcode != 0:
-                reason = f"took over {SECONDS:g} s" if late else f"died ({worker.process.exitcode})"
+                reason = f"took {waited:.0f} s" if late else f"died ({worker.process.exitcode})"
                 findings.append((number, reason))
                 outcomes["hang" if late else "crash"] += 1
                 keep(options, number, reason, last_content(folder, worker.process.pid))
@@ -126,7 +128,7 @@ def run(
 
 def start(options: argparse.Namespace, function: Case, folder: Path, first: int, last: int) -> Worker:
     context = multiprocessing.get_context("fork")
-    at = context.Array("d", [-1.0, 0.0], lock=False)
+    at = context.Array("d", [-1.0, 0.0, 0.0], lock=False)
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=work, args=(options, function, folder, first, last, at, theirs), daemon=True)
     process.start()
@@ -145,7 +147,7 @@ def work(
     told = collections.Counter[str]()
     findings: list[tuple[int, str]] = []
     for number in range(first, last):
-        at[1] = time.monotonic()
+        at[1], at[2] = time.monotonic(), time.process_time()
         at[0] = number
         try:
             told[function(options.seed, number)] += 1
@@ -161,6 +163,15 @@ def work(
             pipe.send((told, findings))
             told, findings = collections.Counter[str](), []
     at[0] = -1
+
+
+def processor_time(pid: int) -> float:
+    """Seconds that the process has had; 0 where it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def bound_memory() -> None:

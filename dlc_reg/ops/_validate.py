@@ -29,7 +29,8 @@ def as_tensor(argument: str, value: object) -> Tensor:
         return value
     if isinstance(value, np.ndarray):
         try:
-            return torch.from_numpy(np.require(value, requirements=["C", "W"]))
+            native = value.dtype.newbyteorder("=")  # torch knows no other order of bytes
+            return torch.from_numpy(np.require(value, native, requirements=["C", "W"]))
         except TypeError:
             raise InputError(argument, f"an array of {value.dtype}", "numbers") from None
     raise InputError(argument, f"a {type(value).__name__}", "a torch tensor or a NumPy array")
