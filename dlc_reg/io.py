@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -176,7 +177,8 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
     if not overwrite and path.exists():
         raise FileExistsError(f"{path} exists; pass overwrite=True to replace it")
     target = Path(os.path.realpath(path))  # a link stays a link
-    draft = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
+    # by chance and not by number of process, which comes again; no longer than names may be
+    draft = target.with_name(f".{target.stem[:40]}.{secrets.token_hex(6)}.part{target.suffix}")
     try:
         yield draft
         os.replace(draft, target)

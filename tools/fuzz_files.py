@@ -290,5 +290,3 @@ def _repacked(rng: np.random.Generator, content: bytes, times: int) -> bytes:
         at = _place(rng, bytes(out))
         out[at : at + 4] = struct.pack("<I", zlib.crc32(bytes(out[:at])))
     return bytes(out)
-
-

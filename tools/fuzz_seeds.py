@@ -39,7 +39,9 @@ def whole_files(folder: Path) -> dict[str, list[bytes]]:
         found[suffix] = [exported(box, suffix)]
     found[".glb"].append(exported(trimesh.PointCloud(points), ".glb"))
     found[".stl"].append(exported(box, ".stl_ascii"))
-    found[".obj"].append(b"mtllib a.mtl\no a\nv 0 0 0 1 0 0\nv 1 0 0\nv 0 1 0\nv 1 1 1\nvt 0 0\nf 1/1 2/1 3/1 4/1\nf -1 -2 -3\n")
+    found[".obj"].append(
+        b"mtllib a.mtl\no a\nv 0 0 0 1 0 0\nv 1 0 0\nv 0 1 0\nv 1 1 1\nvt 0 0\nf 1/1 2/1 3/1 4/1\nf -1 -2 -3\n"
+    )
     found |= las_files(points, folder) | e57_files(points, folder)
     found[".pairs.csv"] = [
         b"source,target,init,name,T_target_source\na.ply,b.ply,,one,\nc/a.ply,b.ply,"
@@ -67,7 +69,9 @@ def plys(points: np.ndarray) -> list[bytes]:
     for form, order in (("ascii", ""), ("binary_little_endian", "<"), ("binary_big_endian", ">")):
         for with_faces in (False, True):
             head = f"ply\nformat {form} 1.0\ncomment a\nelement vertex {len(points)}\n"
-            head += "".join(f"property {kind} {name}\n" for kind, name in (("float", "x"), ("double", "y"), ("float", "z")))
+            head += "".join(
+                f"property {kind} {name}\n" for kind, name in (("float", "x"), ("double", "y"), ("float", "z"))
+            )
             if with_faces:
                 head += f"element face {len(faces)}\nproperty list uchar int vertex_indices\nproperty uchar flags\n"
             head += "end_header\n"
@@ -77,7 +81,9 @@ def plys(points: np.ndarray) -> list[bytes]:
             for face in faces if with_faces else ():
                 values = (len(face), *face, 7)
                 body += (
-                    struct.pack(f"{order}B{len(face)}iB", *values) if order else (" ".join(map(str, values)) + "\n").encode()
+                    struct.pack(f"{order}B{len(face)}iB", *values)
+                    if order
+                    else (" ".join(map(str, values)) + "\n").encode()
                 )
             out.append(head.encode() + body)
     return out
@@ -92,7 +98,9 @@ def pcds(points: np.ndarray) -> list[bytes]:
     n = len(points)
     text = "".join(f"{x} {y} {z} 16711680 1 2\n" for x, y, z in points)
     columns = b"".join(points[:, a].astype("<f4").tobytes() for a in range(3)) + bytes(4 * n) + bytes(2 * n)
-    packed = b"".join(bytes([len(part) - 1]) + part for part in (columns[i : i + 32] for i in range(0, len(columns), 32)))
+    packed = b"".join(
+        bytes([len(part) - 1]) + part for part in (columns[i : i + 32] for i in range(0, len(columns), 32))
+    )
     stream = io.BytesIO()
     write_pcd(stream, dict(zip("xyz", points.T.astype("f4"), strict=True)))
     return [
