@@ -5,9 +5,10 @@
     python tools/fuzz.py files --seed 0 --only 4711
 
 A case is what the seed and its number make it, so that `--only` runs one again, in this process. A worker has 1 GiB of
-address space beyond what its imports take, and a case ten seconds of processor time, or two minutes. Findings are: an exception other than InputError, a
-process that died, one that took longer, memory that was refused, and an answer called `aligned` that is wrong. Each is
-printed with its number and, with `--keep`, written to that folder. The exit code is 1 if there is any.
+address space beyond what its imports take, and a case ten seconds of processor time, or two minutes. Findings are: an
+exception other than InputError, a process that died, one that took longer, memory that was refused, and an answer
+called `aligned` that is wrong. Each is printed with its number and, with `--keep`, written to that folder. The exit code
+is 1 if there is any.
 """
 
 from __future__ import annotations

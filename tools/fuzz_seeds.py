@@ -92,8 +92,8 @@ def plys(points: np.ndarray) -> list[bytes]:
 def pcds(points: np.ndarray) -> list[bytes]:
     """Text, and packed by LZF, whose literal runs anybody can write."""
     head = (
-        "# .PCD v0.7\nVERSION 0.7\nFIELDS x y z rgb _\nSIZE 4 4 4 4 1\nTYPE F F F U U\nCOUNT 1 1 1 1 2\nWIDTH {n}\nHEIGHT 1\n"
-        "VIEWPOINT 1 2 3 1 0 0 0\nPOINTS {n}\nDATA {data}\n"
+        "# .PCD v0.7\nVERSION 0.7\nFIELDS x y z rgb _\nSIZE 4 4 4 4 1\nTYPE F F F U U\nCOUNT 1 1 1 1 2\nWIDTH {n}\n"
+        "HEIGHT 1\nVIEWPOINT 1 2 3 1 0 0 0\nPOINTS {n}\nDATA {data}\n"
     )
     n = len(points)
     text = "".join(f"{x} {y} {z} 16711680 1 2\n" for x, y, z in points)
