@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="the number of the first case")
     parser.add_argument("--only", type=int, help="the number of the only case")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no new case is begun")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help=f"after which no new {REST} cases are begun")
     parser.add_argument("--keep", type=Path, help="a folder for what is found")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
