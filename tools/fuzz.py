@@ -7,8 +7,8 @@
 A case is what the seed and its number make it, so that `--only` runs one again, in this process. A worker has 1 GiB of
 address space beyond what its imports take, and a case ten seconds of processor time, or two minutes. Findings are: an
 exception other than InputError, a process that died, one that took longer, memory that was refused, and an answer
-called `aligned` that is wrong. Each is printed with its number and, with `--keep`, written to that folder. The exit code
-is 1 if there is any.
+called `aligned` that is wrong. Each is printed with its number and, with `--keep`, written to that folder. The exit
+code is 1 if there is any.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="the number of the first case")
     parser.add_argument("--only", type=int, help="the number of the only case")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--seconds", type=float, default=float("inf"), help=f"after which no new {REST} cases are begun")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no worker is started anew")
     parser.add_argument("--keep", type=Path, help="a folder for what is found")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
