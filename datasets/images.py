@@ -27,6 +27,8 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from dlc_reg.io import replacing
+
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 
 
@@ -103,7 +105,8 @@ KINDS = {"photographs": photographs, "pairs": pairs, "mscoco": mscoco, "google":
 def save(path: Path, rows: list[dict[str, object]], licence: str) -> None:
     columns = {key: np.stack([row[key] for row in rows]) for key in rows[0]}  # type: ignore[arg-type]
     columns["licence"] = np.full(len(rows), licence)
-    np.savez_compressed(path, **columns)
+    with replacing(path, overwrite=True) as draft:
+        np.savez_compressed(draft, **columns)
     counts = {str(s): int((columns["split"] == s).sum()) for s in np.unique(columns["split"])}
     print(f"{path}: {len(rows)} pictures of {columns['picture'].shape[1:]}, {counts}")
 

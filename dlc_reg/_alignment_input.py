@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,14 +91,17 @@ def _opened(path: Path, argument: str) -> Any:
     except ImportError:
         raise InputError(argument, f"'{path}' without Pillow", 'pip install "dlc_reg[images]", or an array') from None
     try:
-        with Image.open(path) as file:
+        # from a file, Pillow would take memory for what a chunk's header promises
+        with Image.open(io.BytesIO(path.read_bytes())) as file:
+            if max(file.size) > LARGEST:
+                raise ValueError(f"{file.size[0]} x {file.size[1]} pixels")
             file.load()
             return ImageOps.exif_transpose(file)
     except FileNotFoundError:
         raise InputError(argument, f"'{path}', which does not exist", "an image file") from None
     except UnidentifiedImageError:
         raise InputError(argument, f"'{path}', which is no image that Pillow can read", "an image file") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow's readers raise
+    except Exception as error:  # Pillow's readers raise whatever they meet: whatever it is, the file is at fault
         raise InputError(argument, f"'{path}' ({error})", "a whole image file") from None
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dlc_reg._answers import Verdict, strict_json
 from dlc_reg._warping import inside, pixel_grid, project, sample
+from dlc_reg.io import replacing
 
 
 @dataclass(eq=False)  # arrays have no single truth value: a result equals itself alone
@@ -111,7 +112,8 @@ class AlignmentResult:
         axes.flat[-1].set(xlabel="iteration", ylabel="E", title="descent, coarse to fine")
         figure.suptitle(f"{self.verdict}: {'; '.join(self.verdict_reasons)}", wrap=True)
         if path is not None:
-            figure.savefig(path, dpi=120)
+            with replacing(Path(path), overwrite=True) as draft:
+                figure.savefig(draft, dpi=120)
         return figure
 
 

@@ -6,10 +6,11 @@ formats are imported where they are used. Errors are whatever the parsers raise:
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dlc_reg._e57 import read_e57
+from dlc_reg._las import read_las
 from dlc_reg._pcd import read_pcd
 from dlc_reg._ply import read_ply
 from dlc_reg.errors import InputError
@@ -24,7 +26,8 @@ from dlc_reg.errors import InputError
 Array = npt.NDArray[np.float64]
 
 TEXT_SUFFIXES = (".xyz", ".pts", ".txt", ".csv", ".asc", ".xyzn", ".xyzrgb")
-_LAZ_RATIO, _ZIP_RATIO = 1000, 200  # beyond what real clouds compress to
+_ZIP_RATIO = 200  # beyond what real clouds compress to
+_NPY_HEADER = 10_000  # bytes, NumPy's own limit
 _ZIP_FREE_BYTES = 1 << 26  # small archives may compress as they like
 
 
@@ -110,17 +113,11 @@ def _read_npy(stream: BinaryIO, size: int, suffix: str) -> RawCloud:
 def _read_npz(stream: BinaryIO, size: int, suffix: str) -> RawCloud:
     """Takes the arrays `points`, `normals`, `colors` and `viewpoint`, or the only array as the points."""
     with zipfile.ZipFile(stream) as archive:
-        entries = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        entries = _entries(archive)
         if "points" not in entries and len(entries) != 1:
             raise ValueError(f"it has the arrays {', '.join(sorted(entries)) or 'none'}; name the coordinates `points`")
         points = "points" if "points" in entries else next(iter(entries))
-        arrays = {}
-        for name in (points, *({"normals", "colors", "viewpoint"} & set(entries))):
-            info = entries[name]
-            if info.file_size > _ZIP_FREE_BYTES + _ZIP_RATIO * info.compress_size:
-                raise ValueError(f"{info.compress_size} bytes that unpack to {info.file_size} are no point cloud")
-            with archive.open(info) as entry:
-                arrays[name] = _load_array(entry, info.file_size)
+        arrays = _entry_arrays(archive, (points, "normals", "colors", "viewpoint"))
     rows = {name: as_points(arrays[name], name) for name in ("normals", "colors") if name in arrays}
     viewpoint = np.asarray(arrays["viewpoint"], np.float64) if "viewpoint" in arrays else None
     if viewpoint is not None and viewpoint.shape != (3,):
@@ -129,8 +126,35 @@ def _read_npz(stream: BinaryIO, size: int, suffix: str) -> RawCloud:
     return RawCloud(as_points(arrays[points], points), rows.get("normals"), colors, viewpoint=viewpoint)
 
 
+def read_arrays(stream: BinaryIO, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    """Those of an npz's arrays that have one of these names. Nothing is unpickled."""
+    with zipfile.ZipFile(stream) as archive:
+        return _entry_arrays(archive, names)
+
+
+def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    return {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+
+
+def _entry_arrays(archive: zipfile.ZipFile, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    entries = _entries(archive)
+    arrays = {}
+    for name in names:
+        if name in entries and name not in arrays:
+            info = entries[name]
+            if info.file_size > _ZIP_FREE_BYTES + _ZIP_RATIO * info.compress_size:
+                raise ValueError(f"{info.compress_size} bytes that unpack to {info.file_size} are no plain arrays")
+            with archive.open(info) as entry:
+                arrays[name] = _load_array(entry, info.file_size)
+    return arrays
+
+
 def _load_array(stream: Any, size: int) -> npt.NDArray[Any]:
     version = np.lib.format.read_magic(stream)
+    length = int.from_bytes(stream.read(2 if version == (1, 0) else 4), "little")
+    if length > _NPY_HEADER:
+        raise ValueError(f"damaged: a header of {length} bytes")
+    stream.seek(np.lib.format.MAGIC_LEN)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read_header(stream)
     if dtype.hasobject:
@@ -143,21 +167,8 @@ def _load_array(stream: Any, size: int) -> npt.NDArray[Any]:
 
 
 def _read_las(stream: BinaryIO, size: int, suffix: str) -> RawCloud:
-    import laspy
-
-    with laspy.open(stream, closefd=False) as reader:
-        header = reader.header
-        room = size * (_LAZ_RATIO if header.are_points_compressed else 1)
-        if header.point_count * header.point_format.size > room:
-            raise ValueError(f"truncated: {header.point_count} points promised by the header of a file of {size} bytes")
-        las = reader.read()
-    points = np.column_stack([las.x, las.y, las.z]).astype(np.float64, copy=False)
-    if len(points) != header.point_count:
-        raise ValueError(f"truncated: {len(points)} of {header.point_count} points")
-    colors = None
-    if "red" in header.point_format.dimension_names:
-        colors = _unit_colors(np.column_stack([las.red, las.green, las.blue]))
-    return RawCloud(points, colors=colors)
+    points, colors = read_las(stream, size)
+    return RawCloud(points, colors=None if colors is None else _unit_colors(colors))
 
 
 def _read_e57(stream: BinaryIO, size: int, suffix: str) -> RawCloud:
@@ -168,7 +179,8 @@ def _read_e57(stream: BinaryIO, size: int, suffix: str) -> RawCloud:
 def _read_mesh(stream: BinaryIO, size: int, suffix: str) -> RawCloud | Surface:
     import trimesh
 
-    scene = trimesh.load_scene(stream, file_type=suffix[1:], process=False, skip_materials=True)
+    content = io.BytesIO(stream.read())  # from a file, read(n) would take memory for the n that a header promises
+    scene = trimesh.load_scene(content, file_type=suffix[1:], process=False, skip_materials=True)
     return from_scene(scene)
 
 
@@ -196,6 +208,8 @@ def _read_text(stream: BinaryIO, size: int, suffix: str) -> RawCloud:
     if {"x", "y", "z"} <= set(names):
         return _from_columns({name: table[:, i] for i, name in enumerate(names[: table.shape[1]])})
     rest = table[:, 3:]
+    if suffix == ".xyzrgb" and rest.shape[1] < 3:
+        raise ValueError(f"its lines have {table.shape[1]} numbers instead of x y z r g b")
     if suffix == ".xyzrgb" or (suffix == ".pts" and rest.shape[1] in (3, 4)):  # Leica: x y z [intensity] r g b
         return RawCloud(table[:, :3].copy(), colors=_unit_colors(rest[:, -3:]))
     normals = rest[:, :3] if rest.shape[1] >= 3 else None

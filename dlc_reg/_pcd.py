@@ -125,7 +125,7 @@ def _read_compressed(stream: BinaryIO, dtype: np.dtype[Any], count: int) -> Colu
 
     head = stream.read(8)
     packed, unpacked = struct.unpack("<II", head) if len(head) == 8 else (0, 0)
-    data = stream.read(packed)
+    data = stream.read()[:packed]  # read(packed) would take memory for what is promised
     if unpacked != count * dtype.itemsize or len(data) != packed:
         raise ValueError(f"truncated or damaged: {len(data)} compressed bytes instead of {packed}")
     raw = lzf.decompress(data, unpacked)

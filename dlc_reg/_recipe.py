@@ -160,6 +160,8 @@ def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise InputError("recipe", f"'{path}' ({error.strerror})", "a TOML file") from None
+    except UnicodeDecodeError as error:
+        raise InputError("recipe", f"'{path}' ({error})", "a TOML file in UTF-8") from None
     table = _parse(text, "recipe", f"'{path}'")
     for setting in settings:
         key, equals, value = setting.partition("=")
@@ -197,7 +199,7 @@ def _parse(text: str, argument: str, given: str) -> dict[str, Any]:
         import tomli as tomllib
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, a number of too many digits, too many brackets
         raise InputError(argument, f"{given} ({error})", "valid TOML") from None
 
 
@@ -242,6 +244,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
             raise InputError(where, repr(value), "a list")
         return tuple(_typed(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     kind = origin or hint
+    if isinstance(value, int) and abs(value) >= 1 << 63:  # TOML has 64 bits, and a float has no room for all
+        raise InputError(where, "an integer of more than 64 bits", f"a {kind.__name__}")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (kind in (int, float) and isinstance(value, bool)):

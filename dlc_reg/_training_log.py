@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from dlc_reg.io import replacing
+
 NAME = "log.csv"
 
 
@@ -36,10 +38,12 @@ class Log:
             return
         if self._file is None:
             columns = [*(k for k in row if not k.startswith("validation_")), *(f"validation_{v}" for v in self.figures)]
-            self._file = self.path.open("w", newline="", encoding="utf-8")
+            with replacing(self.path, overwrite=True) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+                kept = csv.DictWriter(file, columns, extrasaction="ignore")
+                kept.writeheader()
+                kept.writerows(self._kept)
+            self._file = self.path.open("a", newline="", encoding="utf-8")
             self._writer = csv.DictWriter(self._file, columns, extrasaction="ignore")
-            self._writer.writeheader()
-            self._writer.writerows(self._kept)
         self._writer.writerow({k: f"{v:.9g}" if isinstance(v, float) else v for k, v in row.items()})
         self._file.flush()
         if self._board is not None:

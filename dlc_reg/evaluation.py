@@ -41,7 +41,7 @@ from dlc_reg._methods import (
 from dlc_reg._symmetry import is_symmetric, keep_asymmetric, symmetric_shapes
 from dlc_reg._tables import PUBLISHED, Ruled, markdown
 from dlc_reg.errors import InputError
-from dlc_reg.io import replacing
+from dlc_reg.io import read_columns, replacing
 from dlc_reg.metrics import euler_errors, modified_chamfer, rotation_error, translation_error
 from dlc_reg.protocols import Pair, PairDataset, Protocol, Shapes
 from dlc_reg.protocols import protocol as find_protocol
@@ -245,8 +245,7 @@ def success_by_rotation(
 
 def licences(path: str | Path) -> list[str]:
     """The licences that a prepared file names for its shapes, in its column "licence"; empty if it has none."""
-    with np.load(path, allow_pickle=False) as file:
-        return sorted({str(x) for x in file["licence"]}) if "licence" in file.files else []
+    return sorted({str(x) for x in read_columns(path, (), "a script", optional=("licence",)).get("licence", ())})
 
 
 def provenance() -> dict[str, Any]:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import struct
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from dlc_reg._formats import READERS, TEXT_SUFFIXES, Array, RawCloud, Surface, as_points, from_scene
+from dlc_reg._formats import READERS, TEXT_SUFFIXES, Array, RawCloud, Surface, as_points, from_scene, read_arrays
 from dlc_reg._pcd import write_pcd
 from dlc_reg._ply import write_ply
 from dlc_reg.errors import InputError
@@ -71,7 +70,7 @@ def read(path: str | os.PathLike[str], *, argument: str = "path", seed: int = 0)
     """Reads a cloud, or samples a mesh.
 
     Accepts .ply, .pcd, .npy, .npz (arrays `points`, `normals`, `colors`, `viewpoint`, or a single one), text (.xyz,
-    .pts, .txt, .csv, .asc, .xyzn, .xyzrgb), .stl, .obj, .off and .glb; .las and .laz need the extra `las`, .e57 needs
+    .pts, .txt, .csv, .asc, .xyzn, .xyzrgb), .stl, .obj, .off, .glb and .las; .laz needs the extra `las`, .e57 needs
     `e57`. A file with triangles is sampled evenly over their area: `MESH_SAMPLES` points with the triangles' normals.
     Any other gives its points in their order.
 
@@ -109,13 +108,12 @@ def read(path: str | os.PathLike[str], *, argument: str = "path", seed: int = 0)
             raise
         raise InputError(argument, f"'{file}', whose {error.argument} is {error.given}", error.expected) from None
     except ImportError as error:
-        extra = {".las": "las", ".laz": "las", ".e57": "e57"}.get(suffix)
+        extra = {".laz": "las", ".e57": "e57"}.get(suffix)
         remedy = f'the extra: pip install "dlc_reg[{extra}]"' if extra else "that package installed"
         raise InputError(argument, f"'{file}', and {error.name} is not installed", remedy) from error
     except Exception as error:  # the parsers raise whatever they meet: whatever it is, the file is at fault
-        reason = str(error).split("\n")[0] or type(error).__name__
         remedy = f"a complete {suffix} file (export or download it again)"
-        raise InputError(argument, f"'{file}', which cannot be read as {suffix}: {reason}", remedy) from error
+        raise InputError(argument, f"'{file}', which cannot be read as {suffix}: {_reason(error)}", remedy) from error
 
 
 def write(
@@ -175,12 +173,13 @@ def read_columns(
         InputError: no such file, one that is damaged or holds objects, or one without an array that is not `optional`.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            columns = {name: file[name] for name in (*names, *optional) if name in file.files}
+        with open(path, "rb") as stream:
+            columns = read_arrays(stream, (*names, *optional))
     except FileNotFoundError:
         raise InputError("path", f"{path}, which does not exist", f"a file that {maker} prepared") from None
-    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError("path", f"{path} ({error})", f"an npz of plain arrays, as {maker} prepared") from None
+    except Exception as error:  # the parsers raise whatever they meet: whatever it is, the file is at fault
+        expected = f"an npz of plain arrays, as {maker} prepared"
+        raise InputError("path", f"{path} ({_reason(error)})", expected) from error
     if missing := [name for name in names if name not in columns]:
         raise InputError("path", f"{path} without {', '.join(missing)}", f"{', '.join(names)}, as {maker} prepared")
     return columns
@@ -195,7 +194,8 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
     if not overwrite and path.exists():
         raise FileExistsError(f"{path} exists; pass overwrite=True to replace it")
     target = Path(os.path.realpath(path))  # a link stays a link
-    draft = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
+    # by chance and not by number of process, which comes again; no longer than names may be
+    draft = target.with_name(f".{target.stem[:40]}.{secrets.token_hex(6)}.part{target.suffix}")
     try:
         yield draft
         os.replace(draft, target)
@@ -259,6 +259,12 @@ def _check_content(stream: BinaryIO, size: int, suffix: str) -> None:
 
 def _is_binary_stl(head: bytes, size: int) -> bool:
     return len(head) >= 84 and size == 84 + 50 * int(struct.unpack_from("<I", head, 80)[0])
+
+
+def _reason(error: Exception) -> str:
+    """Of its text one line, of a length that can be read."""
+    lines = str(error).splitlines() or [""]
+    return lines[0][:300] or type(error).__name__
 
 
 class _LossError(Exception):

@@ -10,7 +10,6 @@ batch statistics.
 from __future__ import annotations
 
 import copy
-import io
 import json
 import math
 import time
@@ -24,6 +23,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from dlc_reg._checkpoint import packed, unpacked
 from dlc_reg._parallel import Processes, join
 from dlc_reg._recipe import Convexify, Optimizer, Recipe, Validation, load_recipe, make_recipe, task_of
 from dlc_reg._terms import Draw, term_costs
@@ -46,7 +46,7 @@ __all__ = [
     "train",
 ]
 
-CHECKPOINT, LOG = "checkpoint.pt", NAME
+CHECKPOINT, LOG = "checkpoint.safetensors", NAME
 _MAX_SKIPPED = 20  # steps in a row whose gradient is not finite
 
 
@@ -149,7 +149,10 @@ class _Run:
         if kept is None:
             self.costs = self.measure()
             return
-        state = torch.load(io.BytesIO(kept), map_location=self.group.device, weights_only=True)
+        try:
+            state = unpacked(kept)
+        except ValueError as error:
+            raise InputError("out", f"'{path}': {error}", "a whole checkpoint, or a new folder") from None
         if make_recipe(json.loads(state["recipe"])) != self.recipe:
             raise InputError("recipe", "one that differs from the checkpoint's", "the recipe that the run began with")
         if state["data"] != self.data.checksum:
@@ -175,7 +178,7 @@ class _Run:
             "costs": self.costs,
         }
         with replacing(self.out / CHECKPOINT, overwrite=True) as path:
-            torch.save(state, path)
+            path.write_bytes(packed(state))
 
     def batches(self, last: int, progress: bool) -> Iterator[Any]:
         """This process's share of each batch, up to step `last`."""

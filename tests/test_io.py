@@ -293,11 +293,14 @@ def test_las_keeps_a_tenth_of_a_millimetre_at_utm_coordinates(tmp_path, rng, suf
     np.testing.assert_allclose(back.colors[:, 0], np.linspace(0, 1, 300), atol=1e-4)
 
 
-def test_las_without_laspy_names_the_extra(tmp_path, monkeypatch):
-    (tmp_path / "a.las").write_bytes(b"LASF" + bytes(500))
-    monkeypatch.setitem(sys.modules, "laspy", None)
-    with pytest.raises(InputError, match=r'source: .*a\.las.*laspy is not installed.*pip install "dlc_reg\[las\]"'):
-        read(tmp_path / "a.las", argument="source")
+def test_laz_without_lazrs_names_the_extra(tmp_path, monkeypatch):
+    laspy = pytest.importorskip("laspy")
+    las = laspy.LasData(laspy.LasHeader(point_format=0, version="1.2"))
+    las.x, las.y, las.z = np.eye(3)
+    las.write(tmp_path / "a.laz")
+    monkeypatch.setitem(sys.modules, "lazrs", None)
+    with pytest.raises(InputError, match=r'source: .*a\.laz.*lazrs is not installed.*pip install "dlc_reg\[las\]"'):
+        read(tmp_path / "a.laz", argument="source")
 
 
 # --- arrays ----------------------------------------------------------------------------------------------------------

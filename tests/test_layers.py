@@ -26,7 +26,7 @@ FLOORS = {
 }  # fmt: skip
 # a private module is a part of the public one that it was taken out of
 OWNERS = {
-    "_formats": "io", "_e57": "io", "_ply": "io", "_pcd": "io", "_answers": "io",
+    "_formats": "io", "_e57": "io", "_ply": "io", "_pcd": "io", "_las": "io", "_answers": "io",
     "_convert": "geometry", "_warping": "geometry",
     "_rays": "convexify", "_star_convexity": "convexify",
     "_alignment_input": "alignment", "_alignment_objective": "alignment", "_alignment_search": "alignment",
@@ -37,7 +37,8 @@ OWNERS = {
     "_report_page": "report", "_report_scene": "report", "_console": "cli", "_evaluate_command": "cli",
     "_many_command": "cli", "_search_options": "cli", "_completion_command": "cli", "__main__": "cli",
     "_recipe": "training", "_losses": "training", "_terms": "training", "_registration_recipe": "training",
-    "_registration_training": "training", "_parallel": "training", "_training_log": "training",
+    "_registration_training": "training", "_parallel": "training", "_checkpoint": "training",
+    "_training_log": "training",
     "_methods": "evaluation", "_symmetry": "evaluation", "_landscapes": "evaluation", "_tables": "evaluation",
     "_baselines": "evaluation", "_register_parts": "api", "_register_options": "api",
     "_many_list": "many", "_many_output": "many", "_multiway_graph": "multiway", "_multiway_result": "multiway",
@@ -59,7 +60,7 @@ ALLOWED = {
 }  # among siblings
 LAZY = {("registration.result", "report")}  # upwards, but only inside a function
 HEAVY = {
-    "open3d", "trimesh", "plotly", "matplotlib", "pypcd4", "laspy", "scipy", "click", "tqdm", "safetensors",
+    "open3d", "trimesh", "plotly", "matplotlib", "pypcd4", "laspy", "lazrs", "scipy", "click", "tqdm", "safetensors",
     "small_gicp", "PIL", "cv2", "pyarrow", "pye57",
 }  # fmt: skip
 

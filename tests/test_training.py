@@ -18,6 +18,7 @@ from conftest import PACKAGE
 from learning import TABLE, Tiny, blocks, recipe, tiny
 
 from dlc_reg import training
+from dlc_reg._checkpoint import unpacked
 from dlc_reg._parallel import Processes
 from dlc_reg._training_pairs import Stretch, make_pairs, split
 from dlc_reg._validation import validate
@@ -85,7 +86,7 @@ def test_what_dlc_learns_itself_is_trained_and_resumed(tmp_path):
     table = {"learn_mu": True, "mu": 0.3, "learn_fraction": True, "terms": ["minimum", "chord"]}
     given = recipe(dlc="energy", convexify=table)
     train(given, blocks(), tmp_path, network=tiny(), stop_at=3)
-    learned = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["losses"]
+    learned = unpacked((tmp_path / "checkpoint.safetensors").read_bytes())["losses"]
     assert len(learned) == 2 and all(value.item() != pytest.approx(0.3, abs=1e-6) for value in learned.values())
 
 

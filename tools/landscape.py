@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dlc_reg.evaluation import basin_radius, slices, violation_rate
+from dlc_reg.io import replacing
 from dlc_reg.protocols import PairDataset, Shapes
 from dlc_reg.registration.learned.frame import RegistrationNetwork
 
@@ -80,7 +81,8 @@ def draw(networks: dict[str, RegistrationNetwork], pairs: PairDataset, out: Path
         axes[0, 2 * column].set_title(
             f"{title}\nviolated at 60 deg: {rate:.0%} of rays, basin {basin:.0f} deg", fontsize=9, loc="left"
         )
-    figure.savefig(out, dpi=130)
+    with replacing(out, overwrite=True) as draft:
+        figure.savefig(draft, dpi=130)
     pyplot.close(figure)
 
 

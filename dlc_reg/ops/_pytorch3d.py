@@ -124,7 +124,7 @@ def ball_query(
     total = p2.shape[1]
     order = torch.arange(total, device=p1.device)
     for part in _parts(p1.detach(), total):
-        near = (_distances(part, p2.detach(), 2) < limit**2) & real2[:, None]
+        near = (_distances(part, p2.detach(), 2) < limit * limit) & real2[:, None]
         first = torch.where(near, order, total)
         parts.append(first.topk(min(count, total), dim=2, largest=False, sorted=True).values)
     found = _padded(torch.cat(parts, 1) if parts else order.new_zeros((*p1.shape[:2], 0)), count, total)

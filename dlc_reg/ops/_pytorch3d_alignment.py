@@ -252,7 +252,14 @@ def _aligned(x: Tensor, y: Tensor, weights: Tensor, scaled: bool, reflected: boo
     total = weights.sum(1).clamp(min=eps)[:, None, None]
     x_mean, y_mean = (w * x).sum(1, keepdim=True) / total, (w * y).sum(1, keepdim=True) / total
     x_off, y_off = x - x_mean, y - y_mean
-    u, singular, vt = torch.linalg.svd((w * x_off).mT @ y_off / total)
+    moments = (w * x_off).mT @ y_off / total
+    if not bool(torch.isfinite(moments.detach()).all()):
+        raise InputError("X", f"coordinates whose products {x.dtype} cannot hold", "smaller numbers, or torch.float64")
+    # LAPACK gives up far from one; and 2^128 is no float32
+    exponent = torch.frexp(moments.detach().abs().amax((1, 2), keepdim=True)).exponent.clamp(-100, 100)
+    unit = torch.exp2(exponent.to(moments))  # a power of two: nothing is rounded
+    u, singular, vt = torch.linalg.svd(moments / unit)
+    singular = singular * unit[:, 0]
     if few or bool((singular.abs() <= AMBIGUOUS).any()):
         warnings.warn("the points do not determine a rotation: too few, or all on a line or a plane", stacklevel=3)
     signs = torch.ones_like(singular)

@@ -29,7 +29,11 @@ def as_tensor(argument: str, value: object) -> Tensor:
         return value
     if isinstance(value, np.ndarray):
         try:
-            return torch.from_numpy(np.require(value, requirements=["C", "W"]))
+            native = value.dtype.newbyteorder("=")  # torch knows no other order of bytes
+            array = np.require(value, native, requirements=["C", "W"])
+            if min(array.strides, default=0) < 0:  # of a single row, which NumPy calls contiguous all the same
+                array = array.copy()
+            return torch.from_numpy(array)
         except TypeError:
             raise InputError(argument, f"an array of {value.dtype}", "numbers") from None
     raise InputError(argument, f"a {type(value).__name__}", "a torch tensor or a NumPy array")
