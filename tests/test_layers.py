@@ -46,8 +46,8 @@ OWNERS = {
 }  # fmt: skip
 ORDERED = {
     "registration": [
-        "result", "budget", "freedom", "steps", "constraint", "objectives", "icp", "global_search", "verification",
-        "assignment", "learned",
+        "result", "budget", "freedom", "steps", "constraint", "objectives", "uncertainty", "icp", "global_search",
+        "verification", "assignment", "learned",
     ]
 }  # fmt: skip
 ALLOWED = {

@@ -8,8 +8,8 @@ refines from near the true pose as `register` does. Of a scan (`--cloud`) each t
 point. An error is the twist xi = (rotation xyz [rad], translation xyz), a left update of the answer about
 `settings["information_origin"]` in the target's frame: exp(xi) T_found = T_true. Printed a case: for each of the six
 the root mean square error over the root mean predicted variance (1 is right, above 1 over-confident); the mean of the
-normalised squared error xi^T C^-1 xi over its expectation, 6; and how many of a trial's errors lie within the 95%
-ellipsoid of chi-square with 6 degrees of freedom.
+normalised squared error xi^T C^-1 xi over its expectation, 6, beside that of the textbook's covariance sigma^2 H^-1;
+and the share of the trials whose error lies within the 95% ellipsoid of chi-square with 6 degrees of freedom.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,16 +34,19 @@ from dlc_reg.registration.result import RegistrationResult
 Array = NDArray[np.float64]
 Sampler = Callable[[np.random.Generator, int], tuple[Array, Array]]
 
-START = 0.3  # of the spacing (and the same at the extent's end, in rotation): how far from the truth a trial begins
+START = 0.3  # of the spacing: how far from the truth a trial begins
 
 
 @dataclass(frozen=True)
 class Scatter:
-    """`errors` (K, 6) and `covariances` (K, 6, 6) of the trials that predicted one; `without`: how many did not."""
+    """Of the K trials that predicted a covariance.
+
+    `errors` (K, 6), `covariances` (K, 6, 6), and `factors` (K,) by which these exceed the textbook's.
+    """
 
     errors: Array
     covariances: Array
-    without: int
+    factors: Array
 
     @property
     def ratios(self) -> Array:
@@ -55,6 +59,11 @@ class Scatter:
         """(K,): xi^T C^-1 xi, chi-square with 6 degrees of freedom if the covariance is right."""
         solved = np.linalg.solve(self.covariances, self.errors[:, :, None])
         return np.asarray((self.errors[:, None] @ solved)[:, 0, 0])
+
+    @property
+    def textbook(self) -> Array:
+        """(K,): `normalised` by the textbook's covariance."""
+        return self.normalised * self.factors
 
     @property
     def within(self) -> float:
@@ -99,7 +108,7 @@ SHAPES = {
 
 def scatter(sample: Sampler, count: int, noise: float, trials: int, *, method: str, seed: int) -> Scatter:
     """`trials` registrations of pairs from `sample`, `noise` in units of the spacing."""
-    errors, covariances = [], []
+    errors, covariances, factors = [], [], []
     for trial in range(trials):
         rng = np.random.default_rng([seed, trial])
         clouds = sample(rng, count)
@@ -113,16 +122,14 @@ def scatter(sample: Sampler, count: int, noise: float, trials: int, *, method: s
         if result.covariance is not None:
             errors.append(error(result, truth))
             covariances.append(result.covariance)
-    shape = (len(errors), 6)
-    return Scatter(np.reshape(errors, shape), np.reshape(covariances, (*shape, 6)), trials - len(errors))
+            factors.append(result.settings["matches_per_target_point"] / result.settings["stiffness"] ** 2)
+    return Scatter(np.array(errors), np.array(covariances), np.array(factors))
 
 
 def refined(moving: Array, fixed: Array, truth: Array, method: str, rng: np.random.Generator) -> RegistrationResult:
     """What `register` refines to from near the truth, without its search."""
     source, target = PointCloud.from_any(moving), PointCloud.from_any(fixed)
-    lengths = Lengths.derive(
-        source, target, working=working_voxel_size(source, target), voxel_size=None, distance=None
-    )
+    lengths = Lengths.derive(source, target, working=working_voxel_size(source, target), voxel_size=None, distance=None)
     shift = START * lengths.spacing
     start = np.eye(4)
     start[:3, :3] = Rotation.from_rotvec(rng.normal(size=3) * shift / target.extent).as_matrix()
@@ -150,15 +157,21 @@ def main() -> None:
     parser.add_argument("--cloud", nargs="+", default=[], help="scans, instead of the shapes")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    cases = {path: halves(PointCloud.from_any(path).to_absolute()) for path in options.cloud} or SHAPES
-    print("| shape | noise / spacing | error / predicted, rotation xyz, translation xyz | normalised / 6 | in 95% |")
-    print("|---|---|---|---|---|")
+    cases = {Path(path).name: halves(PointCloud.from_any(path).to_absolute()) for path in options.cloud} or SHAPES
+    columns = ["shape", "noise / spacing", "error / predicted: rotation xyz, translation xyz", "normalised / 6"]
+    print("| " + " | ".join([*columns, "textbook's", "in 95%"]) + " |")
+    print("|---|---|---|---|---|---|")
     for name, sample in cases.items():
         for noise in options.noise:
             found = scatter(sample, options.points, noise, options.trials, method=options.method, seed=options.seed)
+            left = options.trials - len(found.errors)
+            if left == options.trials:
+                print(f"| {name} | {noise:g} | none predicts a covariance | | | |")
+                continue
             ratios = " ".join(f"{ratio:.1f}" for ratio in found.ratios)
-            left = f" ({found.without} of {options.trials} without one)" if found.without else ""
-            print(f"| {name} | {noise:g} | {ratios} | {found.normalised.mean() / 6:.1f} | {found.within:.0%}{left} |")
+            means = f"{found.normalised.mean() / 6:.1f} | {found.textbook.mean() / 6:.1f}"
+            note = f" ({left} of {options.trials} predict none)" if left else ""
+            print(f"| {name} | {noise:g} | {ratios} | {means} | {found.within:.0%}{note} |")
 
 
 if __name__ == "__main__":
