@@ -48,8 +48,8 @@ def uncertainty(objective: Objective, omega: Tensor, evaluation: Evaluation) -> 
         sigma^2 H^-1  *  shared  /  stiffness^2
 
     since of correspondences that share a target point only one is new, and since a pose that moves takes its nearest
-    neighbours along where the noise is not far below the spacing: the cost then rises by less than H says. An
-    M-estimator's covariance is A^-1 B A^-1, with A the derivative of the gradient and B its variance (Huber, 1967); here
+    neighbours along where the noise is not far below the spacing: the cost then rises by less than H says. The
+    covariance of an M-estimator is A^-1 B A^-1, A the derivative of the gradient and B its variance (Huber, 1967); here
     A = stiffness H and B = shared sigma^2 H. `tools/check_covariance.py` holds it to repeated registrations.
 
     Where a constraint leaves k degrees of freedom, k stands for 6 and the covariance is zero for what is held.
