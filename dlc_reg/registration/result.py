@@ -24,6 +24,8 @@ class RegistrationResult:
     those correspondences, in the points' unit. `information` and `covariance` are in the tangent order (rotation xyz
     [rad], translation xyz), of a left update of `transformation` about the target's `settings["information_origin"]`.
     `covariance` is None where the geometry leaves a direction free, and zero for motions that a constraint holds.
+    `equivalent_poses` are those of a symmetric or repetitive shape, which explain the clouds as well as
+    `transformation` does and make the verdict `ambiguous`; they are as exact as the thinned clouds.
     """
 
     transformation: NDArray[np.float64] = field(default_factory=lambda: np.eye(4))  # (4, 4), T_target_source
@@ -37,6 +39,7 @@ class RegistrationResult:
     history: list[dict[str, Any]] = field(default_factory=list)  # one record an iteration
     verdict: Verdict | None = None
     verdict_reasons: list[str] = field(default_factory=list)
+    equivalent_poses: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 4, 4)))  # (K, 4, 4), others
     settings: dict[str, Any] = field(default_factory=dict)  # every number that was derived or chosen
     timings: dict[str, float] = field(default_factory=dict)  # seconds a stage
     clouds: tuple[Any, Any] | None = field(default=None, repr=False)  # (source, target) PointClouds
@@ -54,6 +57,7 @@ class RegistrationResult:
             "status": self.status.value,
             "verdict": None if self.verdict is None else self.verdict.value,
             "verdict_reasons": list(self.verdict_reasons),
+            "equivalent_poses": self.equivalent_poses.tolist(),
             "settings": self.settings,
             "timings": self.timings,
             "history": self.history,
