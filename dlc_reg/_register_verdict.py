@@ -15,6 +15,8 @@ from dlc_reg.registration.result import RegistrationResult, Verdict, rotation_an
 
 SUSPECT_EXTENT_RATIO = 5.0  # from which on a failure may be one of units
 TOLD = 6  # equivalent poses whose turns the reason names
+MANY_RAYS = 0.1  # of the rays: from so many on the reasons say that the objective is not unimodal along them
+FAR_BACK = 1.0  # [voxels]: from so far on they say that the way back ends elsewhere
 
 
 def verify(
@@ -40,6 +42,8 @@ def verify(
         others = equivalent_poses(search, pose, candidates).numpy()
         result.equivalent_poses = np.array([globalize(other, source, target) for other in others]).reshape(-1, 4, 4)
         result.verdict_reasons.append(_told(result))
+    if result.verdict is not Verdict.FAILED:
+        result.verdict_reasons += _remarks(evidence)
     ratio = max(source.extent, target.extent) / min(source.extent, target.extent)
     if result.verdict is Verdict.FAILED and ratio > SUSPECT_EXTENT_RATIO:
         result.verdict_reasons.append(f"the clouds are {ratio:.0f} times apart in size: one unit? or with_scaling=True")
@@ -47,6 +51,16 @@ def verify(
         "evidence": {name: value for name, value in asdict(evidence).items() if name != "free_motions"},
         "trust": verification.trust(evidence, search.oriented) if len(result.correspondence_set) else 0.0,
     }
+
+
+def _remarks(evidence: verification.Evidence) -> list[str]:
+    """What speaks against the pose without a part in the trust."""
+    remarks = []
+    if evidence.landscape >= MANY_RAYS:
+        remarks.append(f"the objective is not unimodal along {evidence.landscape:.0%} of the rays about this pose")
+    if evidence.backward >= FAR_BACK:
+        remarks.append(f"registering the other way round ends {evidence.backward:.1f} voxels away")
+    return remarks
 
 
 def _told(result: RegistrationResult) -> str:

@@ -48,7 +48,7 @@ OWNERS = {
 ORDERED = {
     "registration": [
         "result", "budget", "freedom", "steps", "constraint", "objectives", "uncertainty", "icp", "global_search",
-        "verification", "equivalence", "assignment", "learned",
+        "probing", "verification", "equivalence", "assignment", "learned",
     ]
 }  # fmt: skip
 ALLOWED = {
