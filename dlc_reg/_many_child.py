@@ -32,21 +32,25 @@ def register_pair_within(timeout: float, *pair: Any) -> Answer:
 
     A child that ended, for this reason or of itself, costs the pair; the next one gets another child.
     """
+    try:
+        request = pickle.dumps(pair)
+    except Exception as error:  # whatever what is to be sent raises
+        return None, told(error), 0.0
     child = getattr(_mine, "child", None)
     if child is None:
         child = _mine.child = _Child()
     began = time.perf_counter()
     try:
-        return child.ask(pair, timeout)
+        return child.ask(request, timeout)
     except TimeoutError:
-        error = f"took longer than the timeout of {timeout:g} s, and was ended"
+        why = f"took longer than the timeout of {timeout:g} s, and was ended"
     except (EOFError, OSError, pickle.UnpicklingError):
-        error = DIED
+        why = DIED
     except BaseException:
         end_child()
         raise
     end_child()
-    return None, error, time.perf_counter() - began
+    return None, why, time.perf_counter() - began
 
 
 def end_child() -> None:
@@ -66,9 +70,8 @@ class _Child:
         self._to, self._from = self._process.stdin, self._process.stdout
         self._started = False
 
-    def ask(self, pair: Any, timeout: float) -> Answer:
+    def ask(self, request: bytes, timeout: float) -> Answer:
         """Raises TimeoutError, or EOFError or OSError where the child ended of itself."""
-        request = pickle.dumps(pair)  # before anything is written: what cannot be sent leaves the child as it was
         if not self._started:
             self._send(pickle.dumps(sys.path))
             pickle.load(self._from)  # imports take seconds, which are not the pair's
