@@ -109,7 +109,15 @@ class Pair:
         """The same clouds with `pairs` (m, 2) as correspondences; a source point may occur more than once."""
         position = torch.empty_like(self.order)
         position[self.order] = torch.arange(len(self.order))
-        rows = position[torch.from_numpy(pairs[:, 0])]
+        matched = torch.from_numpy(np.ascontiguousarray(pairs[:, 1]))
+        return self._of_rows(position[torch.from_numpy(pairs[:, 0])], matched)
+
+    def thinned(self, count: int) -> Pair:
+        """About `count` of the source's points, evenly; the target stays whole."""
+        rows = torch.arange(0, len(self.source), max(1, len(self.source) // count))
+        return self._of_rows(rows, _rows(self.correspondences, rows))
+
+    def _of_rows(self, rows: Tensor, correspondences: Tensor | None) -> Pair:
         return replace(
             self,
             source=self.source[rows].contiguous(),
@@ -117,7 +125,8 @@ class Pair:
             source_covariances=_rows(self.source_covariances, rows),
             source_intensities=_rows(self.source_intensities, rows),
             order=self.order[rows],
-            correspondences=torch.from_numpy(np.ascontiguousarray(pairs[:, 1])),
+            correspondences=correspondences,
+            memory=ops.SearchMemory(),
         )
 
     def to_omega(self, transformation: Array) -> Tensor:
@@ -135,20 +144,6 @@ class Pair:
         """`omega` after the motion `xi` (6,) about the target's local origin."""
         about_pivot = np.concatenate([xi[:3], xi[3:] + _skew(xi[:3]) @ self.pivot])  # the same velocity field
         return torch.from_numpy(self.constraint.motion(about_pivot) @ omega.numpy())
-
-    def thinned(self, count: int) -> Pair:
-        """About `count` of the source's points, evenly; the target stays whole."""
-        rows = torch.arange(0, len(self.source), max(1, len(self.source) // count))
-        return replace(
-            self,
-            source=self.source[rows].contiguous(),
-            source_normals=_rows(self.source_normals, rows),
-            source_covariances=_rows(self.source_covariances, rows),
-            source_intensities=_rows(self.source_intensities, rows),
-            order=self.order[rows],
-            correspondences=_rows(self.correspondences, rows),
-            memory=ops.SearchMemory(),
-        )
 
     def to_local(self, omega: Tensor) -> Tensor:
         """Pose into the target's local frame, which the operators want."""
