@@ -6,7 +6,8 @@ import os
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -37,13 +38,21 @@ FILE = click.Path(path_type=Path)
     help="The results (csv, parquet). One that exists is continued.",
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Processes side by side. Default: one pair after another.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="End a pair that takes longer; it has failed.")
 @click.option("--allow-outside", is_flag=True, help="Let the paths in PAIRS lead out of its folder.")
 @search_options
 @click.option("--strict", is_flag=True, help="Refuse non-finite points instead of dropping them.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors; the exit code has the verdict.")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show where an error comes from.")
 def command(
-    pairs: Path, output: Path, workers: int | None, allow_outside: bool, strict: bool, quiet: bool, **search: Any
+    pairs: Path,
+    output: Path,
+    workers: int | None,
+    timeout: float | None,
+    allow_outside: bool,
+    strict: bool,
+    quiet: bool,
+    **search: Any,
 ) -> int:
     """Registers the pairs that PAIRS lists, a CSV file with the columns source, target and perhaps name and init.
 
@@ -54,7 +63,10 @@ def command(
     Exit codes are for all lines of the output: 0 all trusted, 2 some doubtful or ambiguous, 3 some failed.
     """
     options = arguments(search) | {"remove_non_finite": not strict}
-    executor = None if workers is None else partial(processes, workers)
+    pool: Callable[[int], Executor] = (
+        processes if timeout is None else ThreadPoolExecutor
+    )  # with a limit each thread has its process
+    executor = None if workers is None else partial(pool, workers)
     if workers is not None and options["num_threads"] is None:
         del options["num_threads"]  # one thread for each
     began = time.perf_counter()
@@ -65,12 +77,13 @@ def command(
             pairs,
             executor=executor,
             output=output,
+            timeout=timeout,
             in_flight=2 * (workers or 1),
             allow_outside=allow_outside,
             **options,
         )
     except InputError as error:
-        raise in_options(error, [*options, "output"], ["pairs"]) from error
+        raise in_options(error, [*options, "output", "timeout"], ["pairs"]) from error
     show = not quiet and sys.stderr.isatty()
     with tqdm(total=old[False], unit="pair", disable=not show, file=sys.stderr) as bar:
         for record in results:

@@ -128,8 +128,8 @@ def _pose(result: RegistrationResult) -> list[tuple[str, str]]:
         rows.append(("scale", f"{scale:.6g}"))
     if result.covariance is not None:
         sigma = np.sqrt(np.maximum(np.diag(result.covariance), 0))
-        rows.append(("standard deviation, rotation (optimistic)", f"{_vector(np.degrees(sigma[:3]))}° about x, y, z"))
-        rows.append(("standard deviation, translation (optimistic)", f"{_vector(sigma[3:])} along x, y, z"))
+        rows.append(("standard deviation, rotation", f"{_vector(np.degrees(sigma[:3]))}° about x, y, z"))
+        rows.append(("standard deviation, translation", f"{_vector(sigma[3:])} along x, y, z"))
     return rows
 
 

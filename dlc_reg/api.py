@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dlc_reg._register_options import METHODS, OBJECTIVES, SEARCHED, Options
 from dlc_reg._register_parts import WHOLE_CLOUD, Lengths, Stages, as_given, choose, radius, scaled
+from dlc_reg._register_verdict import verify
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud, check_pair, globalize, localize
 from dlc_reg.iterate import Status
@@ -28,7 +29,6 @@ from dlc_reg.registration.result import RegistrationResult, Verdict
 __all__ = ["METHODS", "Options", "Prepared", "RegistrationResult", "Verdict", "prepare", "register"]
 
 THINNED_KEPT = 4  # voxel sizes for which a target stays thinned
-SUSPECT_EXTENT_RATIO = 5.0  # from which on a failure may be one of units
 SCALE_FACTORS = (1.0, 0.8, 1.25)  # tried about the ratio of the clouds' sizes, until one is trusted
 
 
@@ -284,20 +284,7 @@ def _register_rigid(task: _Task, stages: Stages) -> RegistrationResult:
         with stages("search"):
             candidates = search.candidates(start[None], task.budget)
     with stages("verify"):
-        final = torch.from_numpy(localize(result.transformation, source, target))
-        evidence = verification.gather(search, final, candidates, target.origin)
-        held = options.method == "colored" and not result.settings["free_motions"]
-        if evidence.free_motions and not held:
-            result.covariance = None
-            result.settings["free_motions"] = [motion.text for motion in evidence.free_motions]
-            result.settings["free_twists"] = [motion.about(target.origin).tolist() for motion in evidence.free_motions]
-        judged = verification.decide(evidence, result, search.oriented, held_by_colors=held)
-        result.verdict, result.verdict_reasons = judged
-        ratio = max(source.extent, target.extent) / min(source.extent, target.extent)
-        if result.verdict is Verdict.FAILED and ratio > SUSPECT_EXTENT_RATIO:
-            result.verdict_reasons.append(
-                f"the clouds are {ratio:.0f} times apart in size: one unit? or with_scaling=True"
-            )
+        verify(result, search, candidates, source, target, colored=options.method == "colored")
     result.settings |= {
         "voxel_size": lengths.voxel_size,
         "spacing": lengths.spacing,
@@ -305,8 +292,6 @@ def _register_rigid(task: _Task, stages: Stages) -> RegistrationResult:
         "feature_matches": len(search.p),
         "hypotheses": len(candidates),
         "viewpoints_used": search.oriented,
-        "evidence": {name: value for name, value in asdict(evidence).items() if name != "free_motions"},
-        "trust": verification.trust(evidence, search.oriented) if len(result.correspondence_set) else 0.0,
     }
     return result
 
@@ -391,6 +376,7 @@ def _register_similar(task: _Task, stages: Stages) -> RegistrationResult:
         }
     )
     similar.verdict, similar.verdict_reasons = result.verdict, result.verdict_reasons
+    similar.equivalent_poses = result.equivalent_poses @ np.diag([scale] * 3 + [1.0])
     if similar.status is Status.NO_CORRESPONDENCES:
         similar.verdict, similar.verdict_reasons = Verdict.FAILED, [similar.status.value]
     return similar

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import numbers
 import os
-import time
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
+from dlc_reg._many_child import DIED, end_child, register_pair_within
 from dlc_reg._many_list import Entry, distinct, read_entries
 from dlc_reg._many_output import COLUMNS, ENTRIES, Output, open_output
-from dlc_reg.api import Options, register
+from dlc_reg._many_work import Answer, register_pair, told
+from dlc_reg.api import Options
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import check_viewpoint
 from dlc_reg.registration.constraint import constrained
@@ -21,7 +25,6 @@ from dlc_reg.registration.result import RegistrationResult
 
 VIEWPOINTS = ("source_viewpoint", "target_viewpoint")
 OF_CLOUDS = (*VIEWPOINTS, "source_gravity")  # what `register` takes beside its `Options`
-DIED = "the process that worked on it died: it crashed, was killed, or ran out of memory"
 UNBORN = "the executor's processes die before they are given a pair; does the script lack `if __name__ == '__main__':`?"
 BROKE = (
     "a process of the executor died over this pair or one beside it; give a function that makes the executor, and such "
@@ -54,6 +57,7 @@ def register_many(
     *,
     executor: Executor | Callable[[], Executor] | None = None,
     output: str | os.PathLike[str] | None = None,
+    timeout: float | None = None,
     in_flight: int = 64,
     allow_outside: bool = False,
     **options: Any,
@@ -73,6 +77,11 @@ def register_many(
             `parquet`), a data set whose next part is written when the last is ten seconds old, and in the end. If it
             exists, the pairs in it are skipped (by name, failed ones too) and the others added; a file or folder of
             anything else is refused.
+        timeout: Seconds for one pair, from when it is begun. One that takes longer is ended and has failed. For this
+            each worker, of whatever executor, works through a process of its own, which starts when the worker's first
+            pair comes and after one that was ended (some seconds that are no pair's). So a pair that crashes costs only
+            itself too, and threads are enough for `executor`. Classes that the script itself defines are not known
+            there. None: no limit, and no such processes.
         in_flight: How many pairs are submitted at once: more than the executor has workers. The iterable is not read
             further than that.
         allow_outside: Let the paths in a CSV file lead out of its folder.
@@ -90,6 +99,9 @@ def register_many(
     _check_options(options)
     if isinstance(in_flight, bool) or not isinstance(in_flight, int) or in_flight < 1:
         raise InputError("in_flight", repr(in_flight), "a positive integer")
+    number = isinstance(timeout, numbers.Real) and not isinstance(timeout, bool)
+    if timeout is not None and not (number and 0 < timeout <= threading.TIMEOUT_MAX):
+        raise InputError("timeout", repr(timeout), "a positive finite number of seconds, or None")
     if not (executor is None or isinstance(executor, Executor) or callable(executor)):
         given = f"a {type(executor).__name__}"
         raise InputError("executor", given, "a concurrent.futures.Executor, a function that makes one, or None")
@@ -99,7 +111,8 @@ def register_many(
         entries = (entry for entry in distinct(entries) if entry.name not in results.done)
     if executor is not None:
         options = {"num_threads": 1, **options}
-    workers = _Workers(_Here() if executor is None else executor, options)
+    work = register_pair if timeout is None else partial(register_pair_within, float(timeout))
+    workers = _Workers(_Here() if executor is None else executor, work, options)
     return _run(entries, workers, results, 1 if executor is None else in_flight)
 
 
@@ -135,11 +148,13 @@ def _run(entries: Iterator[Entry], workers: _Workers, output: Output | None, in_
 class _Workers:
     """An executor, and the pairs that are in flight on it."""
 
-    def __init__(self, executor: Executor | Callable[[], Executor], options: dict[str, Any]) -> None:
+    def __init__(
+        self, executor: Executor | Callable[[], Executor], work: Callable[..., Answer], options: dict[str, Any]
+    ) -> None:
         self._executor: Executor | None = executor if isinstance(executor, Executor) else None
         self._make = None if isinstance(executor, Executor) else executor
         self.replaceable = self._make is not None
-        self._options = options
+        self._work, self._options = work, options
         self._pending: dict[Future[Any], Entry] = {}
         self.wrong: InputError | None = None  # of the list: raised when what is in flight is done
 
@@ -205,7 +220,7 @@ class _Workers:
         return self._executor
 
     def _submit(self, entry: Entry) -> Future[Any]:
-        return self._started().submit(_register_pair, entry.source, entry.target, entry.init, self._options)
+        return self._started().submit(self._work, entry.source, entry.target, entry.init, self._options)
 
     def _collect(self, futures: Iterable[Future[Any]], finished: list[PairResult], lost: list[Entry]) -> None:
         for future in futures:
@@ -215,12 +230,14 @@ class _Workers:
             except (BrokenExecutor, CancelledError):
                 lost.append(entry)
             except Exception as failure:  # of the executor: what it could not send, or its own
-                finished.append(_failed(entry, _told(failure)))
+                finished.append(_failed(entry, told(failure)))
             else:
                 finished.append(PairResult(entry.name, entry.source, entry.target, result, error, seconds))
 
     def _discard(self) -> None:
         """Of an executor that is the caller's, nothing."""
+        if isinstance(self._executor, _Here):
+            self._executor.shutdown()
         if self.replaceable and self._executor is not None:
             self._executor.shutdown()
             self._executor = None
@@ -234,22 +251,8 @@ class _Here(Executor):
         future.set_result(fn(*args, **kwargs))
         return future
 
-
-def _register_pair(
-    source: Any, target: Any, init: Any, options: dict[str, Any]
-) -> tuple[RegistrationResult | None, str | None, float]:
-    """Runs on the executor. Without the clouds, so that what is sent back is the answer and not the data."""
-    began = time.perf_counter()
-    try:
-        result = register(source, target, init=init, **options)
-    except Exception as error:
-        return None, _told(error), time.perf_counter() - began
-    result.clouds = None
-    return result, None, time.perf_counter() - began
-
-
-def _told(error: Exception) -> str:
-    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        end_child()
 
 
 def _failed(entry: Entry, why: str) -> PairResult:

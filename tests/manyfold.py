@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -67,3 +68,28 @@ def write_list(path: Path, rows, header=("source", "target")) -> Path:
 def table(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+class Hangs:
+    """A cloud whose reading has no end; it leaves the number of the process at `mark`, if given."""
+
+    def __init__(self, mark: Path | None = None) -> None:
+        self.mark = mark
+
+    def __array__(self, *args, **kwargs):
+        if self.mark is not None:
+            self.mark.write_text(str(os.getpid()))
+        while True:
+            time.sleep(1)
+
+
+class Talks:
+    """The cloud of a file, which prints on being read, from Python and from below it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __array__(self, *args, **kwargs):
+        print("a word of the cloud's own", flush=True)
+        os.write(1, b"and one of a library's\n")
+        return np.load(self.path)

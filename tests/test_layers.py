@@ -40,15 +40,16 @@ OWNERS = {
     "_registration_training": "training", "_parallel": "training", "_checkpoint": "training",
     "_training_log": "training",
     "_methods": "evaluation", "_symmetry": "evaluation", "_landscapes": "evaluation", "_tables": "evaluation",
-    "_baselines": "evaluation", "_register_parts": "api", "_register_options": "api",
-    "_many_list": "many", "_many_output": "many", "_multiway_graph": "multiway", "_multiway_result": "multiway",
+    "_baselines": "evaluation", "_register_parts": "api", "_register_verdict": "api",
+    "_register_options": "api", "_many_list": "many", "_many_work": "many", "_many_child": "many",
+    "_many_output": "many", "_multiway_graph": "multiway", "_multiway_result": "multiway",
     "_multiway_settle": "multiway", "_multiway_command": "cli",
     "_around": "protocols", "_training_pairs": "training", "_validation": "training",
 }  # fmt: skip
 ORDERED = {
     "registration": [
-        "result", "budget", "freedom", "steps", "constraint", "objectives", "icp", "global_search", "verification",
-        "assignment", "learned",
+        "result", "budget", "freedom", "steps", "constraint", "objectives", "uncertainty", "icp", "global_search",
+        "probing", "verification", "equivalence", "assignment", "learned",
     ]
 }  # fmt: skip
 ALLOWED = {

@@ -181,10 +181,11 @@ def test_fields(thin_result, thin_truth, thin_source):
     assert distance(thin_result.transformation, thin_truth, thin_source) < NEAR
     np.testing.assert_allclose(thin_result.information, thin_result.information.T)
     assert (np.linalg.eigvalsh(thin_result.information) > 0).all()
+    sigma, share, stiffness = (
+        thin_result.settings[name] for name in ("residual_sigma", "matches_per_target_point", "stiffness")
+    )
     np.testing.assert_allclose(
-        thin_result.covariance @ thin_result.information,
-        thin_result.settings["residual_sigma"] ** 2 * np.eye(6),
-        atol=1e-12,
+        thin_result.covariance @ thin_result.information, sigma**2 * share / stiffness**2 * np.eye(6), atol=1e-12
     )
     assert (
         isinstance(thin_result.verdict, Verdict)

@@ -55,6 +55,21 @@ def free_motions(points: Array, normals: Array, basis: Array | None = None) -> l
     return describe_null_space(hessian, centre, radius, basis)
 
 
+def weakest_motion(points: Array, normals: Array, basis: Array | None = None) -> tuple[float, str]:
+    """How firmly the least held motion is held, relative to the stiffest, in [0, 1], and which it is, in words.
+
+    Arguments as of `free_motions`. Fewer than six points hold nothing: (0, "").
+    """
+    if len(points) < 6:
+        return 0.0, ""
+    hessian, centre, radius = surface_curvature(points, normals)
+    values, vectors = np.linalg.eigh(hessian if basis is None else basis.T @ hessian @ basis)
+    twist = vectors[:, 0] if basis is None else basis @ vectors[:, 0]
+    turns = bool(np.linalg.norm(twist[:3]) >= 0.1)
+    text = _turn(twist, centre, radius) if turns else f"slides along {_direction(twist[3:])}"
+    return float(max(values[0], 0.0) / values[-1]), text
+
+
 def describe_null_space(hessian: Array, centre: Array, radius: float, basis: Array | None = None) -> list[FreeMotion]:
     """`free_motions` from a Hessian (6, 6) about `centre` whose rotations are measured in units of `radius`."""
     values, vectors = np.linalg.eigh(hessian if basis is None else basis.T @ hessian @ basis)

@@ -20,14 +20,13 @@ from dlc_reg.geometry import PointCloud
 from dlc_reg.iterate import Record, Settled, Status, Termination, iterate
 from dlc_reg.registration.budget import Budget
 from dlc_reg.registration.constraint import FREE, Constraint
-from dlc_reg.registration.freedom import FreeMotion, describe_null_space, free_motions
 from dlc_reg.registration.objectives import Evaluation, Objective, Pair
 from dlc_reg.registration.result import RegistrationResult
+from dlc_reg.registration.uncertainty import uncertainty
 
 Array = NDArray[np.float64]
 Callback = Callable[[Record], bool | None]
 
-_SAMPLES = 10_000  # correspondences looked at for free motions
 _NORMALS_FROM = 20  # neighbours of a normal that coarse_to_fine has to estimate
 _LEVELS_KEPT = 8  # enough for one registration's levels, whatever its objective, and some of another voxel size
 
@@ -92,9 +91,9 @@ def icp(
 
     Returns:
         the pose with fitness, inlier RMSE and correspondences at that pose; `information` (6, 6) is the objective's
-        Gauss-Newton Hessian about `settings["information_origin"]`, `covariance` = sigma^2 times its inverse, sigma^2
-        the residual variance; None where a motion is free: `settings["free_motions"]` names it. It is
-        zero for motions that `constraint` holds.
+        Gauss-Newton Hessian about `settings["information_origin"]`, `covariance` a multiple of its inverse: see
+        `uncertainty`. It is None where a motion is free: `settings["free_motions"]` names it; and zero for motions that
+        `constraint` holds.
 
     Raises:
         InputError: missing normals, covariances or colors, bad distance or start.
@@ -135,19 +134,19 @@ def icp_pair(
     solution = iterate(objective, update, pair.to_omega(start), pair, termination=termination, callback=callback)
     evaluation = update.evaluation
     searched = time.perf_counter()
-    information, covariance, sigma, free = uncertainty(objective, evaluation)
+    known = uncertainty(objective, solution.omega, evaluation)
     origin = pair.target_origin
     return RegistrationResult(
         transformation=start if solution.iterations == 0 else pair.to_absolute(solution.omega),
         fitness=evaluation.fitness,
         inlier_rmse=evaluation.inlier_rmse,
         correspondence_set=evaluation.correspondence_set(),
-        information=information,
-        covariance=covariance,
+        information=known.information,
+        covariance=known.covariance,
         iterations=solution.iterations,
         status=solution.status if evaluation.count else Status.NO_CORRESPONDENCES,
         history=solution.history,
-        verdict_reasons=[f"the matched surface {motion.text}" for motion in free],
+        verdict_reasons=[f"the matched surface {motion.text}" for motion in known.free],
         settings={
             "objective": objective.kind,
             "kernel": objective.kernel,
@@ -159,9 +158,11 @@ def icp_pair(
             "max_iterations": convergence.max_iterations,
             "information_origin": origin.tolist(),
             "update_pivot": (origin + pair.pivot).tolist(),
-            "residual_sigma": sigma,
-            "free_motions": [motion.text for motion in free],
-            "free_twists": [motion.about(origin).tolist() for motion in free],
+            "residual_sigma": known.sigma,
+            "matches_per_target_point": known.shared,
+            "stiffness": known.stiffness,
+            "free_motions": [motion.text for motion in known.free],
+            "free_twists": [motion.about(origin).tolist() for motion in known.free],
         },
         timings={"iterate": searched - began, "uncertainty": time.perf_counter() - searched},
     )
@@ -270,58 +271,6 @@ def estimate_update(objective: Objective, pair: Pair, pairs: NDArray[np.int64]) 
     fixed = pair.with_correspondences(pairs)
     omega = fixed.to_omega(np.eye(4))
     return fixed.to_absolute(objective.step(omega, objective.evaluate(omega, fixed)))
-
-
-def uncertainty(
-    objective: Objective, evaluation: Evaluation
-) -> tuple[Array, Array | None, float | None, list[FreeMotion]]:
-    """Hessian (6, 6), covariance or None, residual standard deviation or None, and the free motions.
-
-    sigma^2 = 2 cost / (residuals - 6): for robust kernels the variance of the residuals as the kernel sees them. Where
-    a constraint leaves k degrees of freedom, k stands for 6 and the covariance is zero for what is held.
-    """
-    basis = evaluation.pair.constraint.basis
-    information = objective.hessian(evaluation)
-    if not evaluation.count:
-        return information, None, None, []
-    free = _free_motions(evaluation, information)
-    freedom = objective.rows * evaluation.count - (6 if basis is None else basis.shape[1])
-    if freedom <= 0:
-        return information, None, None, free
-    variance = 2.0 * evaluation.cost / freedom
-    covariance = None if free else np.asarray(variance * _inverse(information, basis), dtype=np.float64)
-    return information, covariance, float(np.sqrt(variance)), free
-
-
-def _inverse(information: Array, basis: Array | None) -> Array:
-    """Of the permitted motions, zero for the others."""
-    if basis is None:
-        return np.asarray(np.linalg.inv(information), dtype=np.float64)
-    permitted: Array = basis @ np.linalg.inv(basis.T @ information @ basis) @ basis.T
-    return permitted
-
-
-def _free_motions(evaluation: Evaluation, information: Array) -> list[FreeMotion]:
-    """From the target's normals where it has any: point-to-point's own Hessian does not see that a plane slides.
-
-    Where colours have a say, from the Hessian: they hold what the normals leave free.
-    """
-    pair = evaluation.pair
-    indices = evaluation.matched_targets()
-    indices = indices[:: max(1, len(indices) // _SAMPLES)]
-    points = pair.target.points.numpy()[indices].astype(np.float64)
-    if pair.target_normals is not None and pair.target_intensities is None:
-        normals = pair.target_normals.numpy()[indices].astype(np.float64)
-        return free_motions(points + pair.target_origin, normals, pair.constraint.basis)
-    centre = points.mean(axis=0)
-    # not from the curvatures, which say nothing about the size of a sphere
-    radius = float(np.sqrt(((points - centre) ** 2).sum(axis=1).mean())) or 1.0
-    shift = np.eye(6)
-    shift[3:, :3] = [[0.0, -centre[2], centre[1]], [centre[2], 0.0, -centre[0]], [-centre[1], centre[0], 0.0]]
-    about_centre = shift.T @ information @ shift
-    scale = np.array([1.0 / radius] * 3 + [1.0] * 3)
-    scaled = about_centre * scale * scale[:, None]
-    return describe_null_space(scaled, centre + pair.target_origin, radius, pair.constraint.basis)
 
 
 def _thinned(cloud: PointCloud, voxel: float, needs: set[str], num_threads: int | None) -> PointCloud:

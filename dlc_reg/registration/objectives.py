@@ -109,7 +109,15 @@ class Pair:
         """The same clouds with `pairs` (m, 2) as correspondences; a source point may occur more than once."""
         position = torch.empty_like(self.order)
         position[self.order] = torch.arange(len(self.order))
-        rows = position[torch.from_numpy(pairs[:, 0])]
+        matched = torch.from_numpy(np.ascontiguousarray(pairs[:, 1]))
+        return self._of_rows(position[torch.from_numpy(pairs[:, 0])], matched)
+
+    def thinned(self, count: int) -> Pair:
+        """About `count` of the source's points, evenly; the target stays whole."""
+        rows = torch.arange(0, len(self.source), max(1, len(self.source) // count))
+        return self._of_rows(rows, _rows(self.correspondences, rows))
+
+    def _of_rows(self, rows: Tensor, correspondences: Tensor | None) -> Pair:
         return replace(
             self,
             source=self.source[rows].contiguous(),
@@ -117,7 +125,8 @@ class Pair:
             source_covariances=_rows(self.source_covariances, rows),
             source_intensities=_rows(self.source_intensities, rows),
             order=self.order[rows],
-            correspondences=torch.from_numpy(np.ascontiguousarray(pairs[:, 1])),
+            correspondences=correspondences,
+            memory=ops.SearchMemory(),
         )
 
     def to_omega(self, transformation: Array) -> Tensor:
@@ -130,6 +139,11 @@ class Pair:
         transformation: Array = omega.numpy().copy()
         transformation[:3, 3] += (self.target_origin + self.pivot) - transformation[:3, :3] @ self.source_origin
         return transformation
+
+    def moved(self, omega: Tensor, xi: Array) -> Tensor:
+        """`omega` after the motion `xi` (6,) about the target's local origin."""
+        about_pivot = np.concatenate([xi[:3], xi[3:] + _skew(xi[:3]) @ self.pivot])  # the same velocity field
+        return torch.from_numpy(self.constraint.motion(about_pivot) @ omega.numpy())
 
     def to_local(self, omega: Tensor) -> Tensor:
         """Pose into the target's local frame, which the operators want."""
@@ -197,7 +211,7 @@ class Objective:
 
     kind: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()  # which normals, covariances and colors, "cloud_what"
-    rows: ClassVar[int]  # scalar residuals a correspondence
+    rows: ClassVar[int]  # scalar residuals a correspondence that count
 
     def needs_of(self, cloud: str) -> set[str]:
         """Which of "normals", "covariances" and "colors" the cloud "source" or "target" must have."""
@@ -254,10 +268,8 @@ class Objective:
 
     def _update(self, omega: Tensor, evaluation: Evaluation) -> Tensor:
         """Gauss-Newton: H xi = -b about the target's local origin, applied about the pivot."""
-        constraint = evaluation.pair.constraint
-        xi = solve_least(*evaluation.normal_equations(), constraint.basis)
-        xi[3:] += _skew(xi[:3]) @ evaluation.pair.pivot  # the same velocity field, written about the pivot
-        return torch.from_numpy(constraint.motion(xi) @ omega.numpy())
+        xi = solve_least(*evaluation.normal_equations(), evaluation.pair.constraint.basis)
+        return evaluation.pair.moved(omega, xi)
 
     def _permitted(self, omega: Tensor, constraint: Constraint) -> Tensor:
         """Without what many steps' rounding leaves."""
@@ -266,6 +278,10 @@ class Objective:
     def hessian(self, evaluation: Evaluation) -> Array:
         """Gauss-Newton Hessian (6, 6) about the target's local origin, rotation first."""
         return evaluation.normal_equations()[0]
+
+    def gradient(self, evaluation: Evaluation) -> Array:
+        """Of the cost at fixed correspondences (6,), about the target's local origin, rotation first."""
+        return -evaluation.normal_equations()[1]
 
 
 @dataclass(frozen=True)
@@ -290,6 +306,12 @@ class PointToPoint(Objective):
         """sum G^T G at the matched target points, G = [-[q]x, I]: Open3D's information matrix (Choi et al., 2015)."""
         points = evaluation.pair.target.points.numpy()[evaluation.matched_targets()]
         return point_information(points.astype(np.float64))
+
+    def gradient(self, evaluation: Evaluation) -> Array:
+        moments = evaluation.linearization.moments()
+        cross = moments.cross.numpy()
+        turning = [cross[1, 2] - cross[2, 1], cross[2, 0] - cross[0, 2], cross[0, 1] - cross[1, 0]]  # sum of q x p'
+        return np.concatenate([turning, (moments.source - moments.target).numpy()])
 
 
 @dataclass(frozen=True)
@@ -327,7 +349,7 @@ class Generalized(Objective):
 
     kind = "generalized"
     needs = ("source_covariances", "target_covariances")
-    rows = 3
+    rows = 1  # of the three the one along the normal has nearly all of the cost
 
     def complete(self, cloud: PointCloud) -> PointCloud:
         if cloud.covariances is not None or cloud.normals is None:

@@ -26,13 +26,15 @@ class RegistrationResult:
         correspondence_set: (m, 2), rows (source index, target index) into the clouds given.
         information: (6, 6), the Gauss-Newton Hessian, in the tangent order (rotation xyz [rad], translation xyz), of a
             left update of `transformation` about the target's `settings["information_origin"]`.
-        covariance: (6, 6), the residuals' variance times its inverse. None where the geometry leaves a direction free,
-            and zero for motions that a constraint holds. Over-confident.
+        covariance: (6, 6), a multiple of its inverse, as repeated registrations scatter. None where the geometry leaves
+            a direction free, and zero for motions that a constraint holds.
         iterations: Of the last refinement.
         status: Why it ended; the value is a sentence.
         history: One record an iteration.
         verdict: Whether the answer can be trusted; None where only one start was refined, by Open3D's names.
         verdict_reasons: Sentences.
+        equivalent_poses: (K, 4, 4), those of a symmetric or repetitive shape, which explain the clouds as well as
+            `transformation` does and make the verdict `ambiguous`; as exact as the thinned clouds.
         settings: Every number that was derived or chosen.
         timings: Seconds a stage.
         clouds: The `PointCloud`s (source, target), or None.
@@ -49,6 +51,7 @@ class RegistrationResult:
     history: list[dict[str, Any]] = field(default_factory=list)
     verdict: Verdict | None = None
     verdict_reasons: list[str] = field(default_factory=list)
+    equivalent_poses: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 4, 4)))
     settings: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
     clouds: tuple[Any, Any] | None = field(default=None, repr=False)
@@ -66,6 +69,7 @@ class RegistrationResult:
             "status": self.status.value,
             "verdict": None if self.verdict is None else self.verdict.value,
             "verdict_reasons": list(self.verdict_reasons),
+            "equivalent_poses": self.equivalent_poses.tolist(),
             "settings": self.settings,
             "timings": self.timings,
             "history": self.history,

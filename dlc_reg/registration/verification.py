@@ -16,8 +16,9 @@ from torch import Tensor
 from dlc_reg.iterate import Status
 from dlc_reg.registration.budget import Budget
 from dlc_reg.registration.constraint import TOLERANCE, Constraint
-from dlc_reg.registration.freedom import FreeMotion, free_motions, surface_curvature
+from dlc_reg.registration.freedom import FreeMotion, free_motions, weakest_motion
 from dlc_reg.registration.global_search import NORMAL_COSINE, Candidates, GlobalSearch
+from dlc_reg.registration.probing import backward, landscape
 from dlc_reg.registration.result import RegistrationResult, Verdict
 
 Array = NDArray[np.float64]
@@ -37,7 +38,11 @@ class Evidence:
     matches: feature matches explained. violations: share of points that contradict free space, -1 unknown.
     closeness: 0 (the matched surfaces lie at the limit of the distance allowed) to 1 (they coincide).
     weakest: least curvature of the matched surfaces over all permitted motions (six, without a constraint) relative to
-        the stiffest; 0: one is free.
+        the stiffest; 0: one is free. weakest_motion: which one that is, in words.
+    starts: how many of the search's candidates end near the pose.
+    backward: how far, in voxels, refining target onto source ends from refining source onto target.
+    landscape: the share of rays about the pose along which the objective is not unimodal (`probing.landscape`).
+        These three are no part of the trust.
     free_motions: those that leave the matched surfaces where they are. They come from the thinned clouds, whose normals
         span several spacings, so that noise does not hide them.
     """
@@ -49,6 +54,10 @@ class Evidence:
     violations: float
     closeness: float
     weakest: float
+    weakest_motion: str = ""
+    starts: int = 0
+    backward: float = 0.0
+    landscape: float = 0.0
     free_motions: tuple[FreeMotion, ...] = ()
 
 
@@ -60,6 +69,8 @@ def gather(search: GlobalSearch, pose: Tensor, candidates: Candidates, target_or
     points, normals = _matched(search, pose)
     mine = search.judge(pose[None])
     others = candidates.without_near(pose, search.source.center, OTHER_ANGLE, OTHER_VOXELS * search.voxel)
+    at = points + (0.0 if target_origin is None else target_origin)
+    weakest, weakest_text = weakest_motion(at, normals, search.constraint.basis)
     alone = MAX_GAP if search.constraint.free else 0.0  # a constraint may leave no rival to be found
     return Evidence(
         gap=min(float(mine.scores[0] - others.scores[0]), MAX_GAP) if len(others) else alone,
@@ -68,10 +79,12 @@ def gather(search: GlobalSearch, pose: Tensor, candidates: Candidates, target_or
         matches=float(mine.matches[0]),
         violations=float(mine.violations[0]),
         closeness=float(mine.closeness[0]),
-        weakest=_weakest(points, normals, search.constraint.basis),
-        free_motions=tuple(
-            free_motions(points + (0.0 if target_origin is None else target_origin), normals, search.constraint.basis)
-        ),
+        weakest=weakest,
+        weakest_motion=weakest_text,
+        starts=len(candidates) - len(others),
+        backward=backward(search, pose),
+        landscape=landscape(search, pose),
+        free_motions=tuple(free_motions(at, normals, search.constraint.basis)),
     )
 
 
@@ -86,14 +99,6 @@ def _matched(search: GlobalSearch, pose: Tensor) -> tuple[Array, Array]:
     inside &= (cosine if search.oriented else cosine.abs()) > NORMAL_COSINE
     at = nearest[inside]
     return target.points[at].double().numpy(), target.normals[at].double().numpy()
-
-
-def _weakest(points: Array, normals: Array, basis: Array | None) -> float:
-    if len(points) < 6:
-        return 0.0
-    hessian, _, _ = surface_curvature(points, normals)
-    values = np.linalg.eigvalsh(hessian if basis is None else basis.T @ hessian @ basis)
-    return float(max(values[0], 0.0) / values[-1])
 
 
 def features(evidence: Evidence) -> list[float]:

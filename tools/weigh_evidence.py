@@ -1,0 +1,106 @@
+"""What evidence that is no part of the trust says of right and wrong, alone and beyond the trust.
+
+    python tools/weigh_evidence.py FRAGMENTS.npz [--pairs 80] [--seed 7] [--viewpoints]
+
+Registers as `calibrate_verdict.py` does, and for each of `starts`, `backward` and `landscape` prints its median over
+right and wrong answers, its AUC alone, and what a logistic regression of the trust's evidence gains by it: AUC and mean
+log loss, each scene held out in turn. 1,000 resamplings of the registrations say whether the log loss gains for more
+reasons than chance.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+from calibrate_verdict import fit
+from fragments import Fragments
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from dlc_reg.geometry import globalize
+from dlc_reg.metrics import rotation_error, translation_error
+from dlc_reg.registration.global_search import GlobalSearch, working_voxel_size
+from dlc_reg.registration.verification import Evidence, features, gather
+
+Array = NDArray[np.float64]
+MORE = {  # the larger the better
+    "starts": lambda e: np.log(e.starts + 1),
+    "backward": lambda e: -np.log(e.backward + 0.01),
+    "landscape": lambda e: -e.landscape,
+}
+RESAMPLED = 1000
+
+
+def collect(
+    path: str, count: int, seed: int, viewpoints: bool
+) -> tuple[list[Evidence], NDArray[np.bool_], NDArray[np.str_]]:
+    """Evidence, right (N,) and scene (N,)."""
+    fragments, rng = Fragments(path), np.random.default_rng(seed)
+    tasks = [task for benchmark in fragments.benchmarks for task in fragments.pairs(benchmark, count, rng)]
+    found, right, scenes = [], [], []
+    for task in tqdm([*tasks, *fragments.strangers(count, rng)]):
+        source, target = (fragments.cloud(i, viewpoint=viewpoints) for i in (task.source, task.target))
+        search = GlobalSearch.prepare(source, target, working_voxel_size(source, target))
+        candidates = search.candidates()
+        found.append(gather(search, candidates.poses[0], candidates))
+        pose, truth = globalize(candidates.poses[0].numpy(), source, target), task.T_target_source
+        right.append(
+            truth is not None
+            and float(rotation_error(pose, truth)) < np.radians(15)
+            and float(translation_error(pose, truth)) < 0.3
+        )
+        scenes.append(fragments.scene(task.target))
+    return found, np.array(right), np.array(scenes)
+
+
+def held_out(x: Array, y: Array, scenes: NDArray[np.str_]) -> Array:
+    """Log odds (N,), each from the other scenes' fit."""
+    odds = np.zeros(len(y))
+    for scene in np.unique(scenes):
+        w = fit(x[scenes != scene], y[scenes != scene])
+        odds[scenes == scene] = x[scenes == scene] @ w[:-1] + w[-1]
+    return odds
+
+
+def auc(scores: Array, y: Array) -> float:
+    above, below = scores[y > 0][:, None], scores[y == 0]
+    return float((above > below).mean() + 0.5 * (above == below).mean())
+
+
+def losses(odds: Array, y: Array) -> Array:
+    """Log losses (N,)."""
+    return np.asarray(np.logaddexp(0.0, np.where(y > 0, -odds, odds)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--pairs", type=int, default=80)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--viewpoints", action="store_true", help="the sensor stood at each fragment's origin")
+    options = parser.parse_args()
+    found, right, scenes = collect(options.data, options.pairs, options.seed, options.viewpoints)
+    y = right.astype(np.float64)
+    base = np.array([features(e) for e in found])
+    odds = held_out(base, y, scenes)
+    rng = np.random.default_rng(options.seed)
+    rows = rng.integers(len(y), size=(RESAMPLED, len(y)))
+    print(f"{len(y)} registrations, {int(y.sum())} right, seed {options.seed}, viewpoints {options.viewpoints}")
+    print(f"the trust's evidence: AUC {auc(odds, y):.3f}, log loss {losses(odds, y).mean():.3f}")
+    print("| evidence | median, right | wrong | AUC alone | AUC with the trust's | log loss | gain, 95% interval |")
+    print("|---|---|---|---|---|---|---|")
+    for name, number in MORE.items():
+        values = np.array([getattr(e, name) for e in found], dtype=np.float64)
+        x = np.array([number(e) for e in found])
+        more = held_out(np.c_[base, x], y, scenes)
+        gains = (losses(odds, y) - losses(more, y))[rows].mean(1)
+        low, high = np.percentile(gains, [2.5, 97.5])
+        medians = " | ".join(f"{np.median(values[right == side]):.2f}" for side in (True, False))
+        loss = losses(more, y).mean()
+        gained = f"{auc(more, y):.3f} | {loss:.3f} | {low:.3f} to {high:.3f}"
+        print(f"| {name} | {medians} | {auc(x, y):.3f} | {gained} |")
+
+
+if __name__ == "__main__":
+    main()
