@@ -112,7 +112,8 @@ class AlignmentResult:
         axes.flat[-1].set(xlabel="iteration", ylabel="E", title="descent, coarse to fine")
         figure.suptitle(f"{self.verdict}: {'; '.join(self.verdict_reasons)}", wrap=True)
         if path is not None:
-            with replacing(Path(path), overwrite=True) as draft:
+            named = Path(path) if Path(path).suffix else Path(f"{path}.png")
+            with replacing(named, overwrite=True) as draft:
                 figure.savefig(draft, dpi=120)
         return figure
 

@@ -334,6 +334,12 @@ def _refine(task: _Task, lengths: Lengths, pose: torch.Tensor, stages: Stages) -
         )
 
 
+def _agreement(result: RegistrationResult) -> float:
+    """What the search's score is made of. Not the trust: a symmetric shape has little of it at its own scale, too."""
+    evidence = result.settings["evidence"]
+    return float(evidence["overlap"] * evidence["matches"])
+
+
 def _register_similar(task: _Task, stages: Stages) -> RegistrationResult:
     """A rigid search at each of a few scales about the ratio of the clouds' sizes; then the scale is refined too."""
     source, target, options = task.source, task.prepared.target, task.prepared.options
@@ -347,7 +353,7 @@ def _register_similar(task: _Task, stages: Stages) -> RegistrationResult:
             break
         start = None if task.start is None else task.start @ np.diag([1 / scale] * 3 + [1.0])
         result = _register_rigid(replace(task, source=scaled(source, scale), start=start), stages)
-        if best is None or result.settings["trust"] > best[0].settings["trust"]:
+        if best is None or _agreement(result) > _agreement(best[0]):
             best = result, scale
         if result.verdict is Verdict.ALIGNED:
             break

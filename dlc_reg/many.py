@@ -13,7 +13,7 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any
 
-from dlc_reg._many_child import DIED, end_child, register_pair_within
+from dlc_reg._many_child import DIED, end_child, end_children, register_pair_within
 from dlc_reg._many_list import Entry, distinct, read_entries
 from dlc_reg._many_output import COLUMNS, ENTRIES, Output, open_output
 from dlc_reg._many_work import Answer, register_pair, told
@@ -161,9 +161,11 @@ class _Workers:
     def __enter__(self) -> _Workers:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for future in self._pending:
             future.cancel()
+        if kind is KeyboardInterrupt:
+            end_children()
         self._discard()
 
     def work(self, entries: Iterable[Entry], in_flight: int) -> tuple[list[PairResult], list[Entry]]:

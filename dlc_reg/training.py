@@ -142,6 +142,8 @@ class _Run:
         path = self.out / CHECKPOINT
         kept = path.read_bytes() if self.group.first and path.exists() else None
         kept = self.group.from_first(kept)  # other machines need not see the folder
+        if self.group.first and kept is None and (self.out / "checkpoint.pt").exists():
+            raise InputError("out", f"'{self.out}', with a checkpoint of an older version", "a new folder")
         if kept is not None and not resume:
             raise InputError("out", f"'{self.out}', which has a checkpoint", "a new folder, or resume=True")
         if self.group.first:

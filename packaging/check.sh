@@ -20,7 +20,10 @@ tools=$work/tools/bin
 "$tools/pip" wheel -q --no-deps -w "$work" "$dist"/dlc_reg-*.tar.gz
 # One wheel serves Python 3.12 and later. An older interpreter can't build it, so a newer one is unpacked beside.
 if ! ls "$work"/*-abi3-*.whl > /dev/null 2>&1; then
-  "$root/packaging/abi3.sh" "$dist"/dlc_reg-*.tar.gz "$work" || echo "abi3 wheel NOT BUILT: no newer Debian on this machine"
+  "$root/packaging/abi3.sh" "$dist"/dlc_reg-*.tar.gz "$work" || {
+    [[ $? == 77 ]] || exit 1
+    echo "abi3 wheel NOT BUILT: no newer Debian on this machine"
+  }
 fi
 
 echo "== checks"

@@ -11,7 +11,7 @@
 namespace dlc {
 namespace {
 
-constexpr std::size_t kFewest = 5;  // with the point itself
+constexpr std::size_t kFewest = 4;
 
 inline float dot3(const float* a, const float* b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
 
@@ -110,7 +110,6 @@ void signatures(const KdTree& tree, const float* points, const float* normals, i
     for (int64_t i = begin; i < end; ++i) {
       found.clear();
       tree.radius(points + 3 * i, radius * radius, found);
-      if (found.size() < kFewest) continue;
       near.clear();
       for (const auto& [d2, j] : found) {
         Neighbour q;
@@ -119,6 +118,7 @@ void signatures(const KdTree& tree, const float* points, const float* normals, i
         q.normal = normals + 3 * j;
         if (q.distance > 0.0f) near.push_back(q);
       }
+      if (near.size() < kFewest) continue;
       if (!frame_of(near, normals + 3 * i, oriented, frame)) continue;
       float* row = signatures + i * size;
       for (const Neighbour& q : near) add(q, frame, oriented, cosines, row);

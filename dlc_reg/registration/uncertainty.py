@@ -68,8 +68,12 @@ def uncertainty(objective: Objective, omega: Tensor, evaluation: Evaluation) -> 
     if free:
         return Uncertainty(information, None, sigma, shared, free=free)
     permitted = np.eye(6) if basis is None else basis
-    inverse = np.linalg.inv(permitted.T @ information @ permitted)
-    step = sigma * math.sqrt(evaluation.count) * permitted @ np.linalg.cholesky(inverse).sum(axis=1)
+    try:
+        inverse = np.linalg.inv(permitted.T @ information @ permitted)
+        root = np.linalg.cholesky(inverse).sum(axis=1)
+    except np.linalg.LinAlgError:  # a robust kernel that has left next to no weight to any residual
+        return Uncertainty(information, None, sigma, shared)
+    step = sigma * math.sqrt(evaluation.count) * permitted @ root
     stiffness = _stiffness(objective, omega, evaluation, step / math.sqrt(len(inverse)))
     covariance = variance * shared / stiffness**2 * permitted @ inverse @ permitted.T
     return Uncertainty(information, covariance, sigma, shared, stiffness)
