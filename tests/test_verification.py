@@ -15,7 +15,7 @@ from dlc_reg.registration.freedom import FreeMotion
 from dlc_reg.registration.result import RegistrationResult, Verdict
 from dlc_reg.registration.verification import Evidence, decide, trust
 
-GOOD = Evidence(gap=2.0, overlap=0.7, rival_overlap=0.2, matches=200.0, violations=-1.0, closeness=0.6, weakest=0.1)
+GOOD = Evidence(gap=2.0, overlap=0.7, rival_overlap=0.2, matches=200.0, violations=-1.0, closeness=0.75, weakest=0.1)
 STATES = [False, True]
 
 
