@@ -14,8 +14,8 @@ ELSEWHERE = {
     "landscape-softicp.png": "docs/study.md",
     "photographs-curves.png": "docs/alignment.md",  # tools/study_pictures.py, likewise
     "photographs-landscape.png": "docs/alignment.md",
-    "motions-curves.png": "docs/sequences.md",
-    "motions-landscape.png": "docs/sequences.md",
+    "pixels-curves.png": "docs/sequences.md",
+    "pixels-landscape.png": "docs/sequences.md",
 }
 
 

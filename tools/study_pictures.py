@@ -86,7 +86,8 @@ def draw_curves(cells: dict[str, dict[Path, Cell]], out: Path) -> None:
         axis.set_ylabel(beside)
         if below.startswith("iterations"):
             axis.set_xscale("log")
-    axes[0, 0].legend(fontsize=7, title="column (seeds)", title_fontsize=7)
+    lines, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside right upper", fontsize=7, title="column (seeds)", title_fontsize=7)
     figure.savefig(out, dpi=130)
     pyplot.close(figure)
 
