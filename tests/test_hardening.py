@@ -244,7 +244,7 @@ if child == 0:
     os._exit(len(read({str(tmp_path / "a.laz")!r}).points))
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 12
 """
-    subprocess.run([sys.executable, "-c", code], env=environment(), check=True, timeout=200)
+    subprocess.run([sys.executable, "-c", code], env=environment(), cwd=tmp_path, check=True, timeout=200)
 
 
 def test_memory_stays_flat():
@@ -265,7 +265,7 @@ with replacing(Path({str(path)!r}), overwrite=True) as draft:
     draft.write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), timeout=200)
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), cwd=tmp_path, timeout=200)
     assert done.returncode == -signal.SIGKILL
     np.testing.assert_array_equal(read(path).points, np.eye(3))
     write(path, 2 * np.eye(3), overwrite=True)  # what the killed one left is in nobody's way
