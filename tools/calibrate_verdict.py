@@ -19,31 +19,33 @@ from tqdm import tqdm
 from dlc_reg.geometry import globalize
 from dlc_reg.metrics import rotation_error, translation_error
 from dlc_reg.registration.global_search import GlobalSearch, working_voxel_size
-from dlc_reg.registration.verification import features, gather
+from dlc_reg.registration.verification import Evidence, features, gather
 
 Array = NDArray[np.float64]
 WRONG_TRUSTED = 0.01
 RIDGE = 1e-3
 
 
-def collect(path: str, count: int, seed: int, viewpoints: bool) -> tuple[Array, Array, NDArray[np.str_]]:
-    """Features (N, F), right (N,) and scene (N,)."""
+def collect(
+    path: str, count: int, seed: int, viewpoints: bool
+) -> tuple[list[Evidence], NDArray[np.bool_], NDArray[np.str_]]:
+    """Evidence, right (N,) and scene (N,)."""
     fragments, rng = Fragments(path), np.random.default_rng(seed)
     tasks = [task for benchmark in fragments.benchmarks for task in fragments.pairs(benchmark, count, rng)]
-    rows, right, scenes = [], [], []
+    found, right, scenes = [], [], []
     for task in tqdm([*tasks, *fragments.strangers(count, rng)]):
         source, target = (fragments.cloud(i, viewpoint=viewpoints) for i in (task.source, task.target))
         search = GlobalSearch.prepare(source, target, working_voxel_size(source, target))
         candidates = search.candidates()
-        rows.append(features(gather(search, candidates.poses[0], candidates)))
-        found, truth = globalize(candidates.poses[0].numpy(), source, target), task.T_target_source
+        found.append(gather(search, candidates.poses[0], candidates))
+        pose, truth = globalize(candidates.poses[0].numpy(), source, target), task.T_target_source
         right.append(
             truth is not None
-            and float(rotation_error(found, truth)) < np.radians(15)
-            and float(translation_error(found, truth)) < 0.3
+            and float(rotation_error(pose, truth)) < np.radians(15)
+            and float(translation_error(pose, truth)) < 0.3
         )
         scenes.append(fragments.scene(task.target))
-    return np.array(rows), np.array(right, dtype=np.float64), np.array(scenes)
+    return found, np.array(right), np.array(scenes)
 
 
 def fit(x: Array, y: Array) -> Array:
@@ -59,6 +61,20 @@ def fit(x: Array, y: Array) -> Array:
     return np.r_[weights, w[-1] - weights @ mean]
 
 
+def held_out(x: Array, y: Array, scenes: NDArray[np.str_]) -> Array:
+    """Log odds (N,), each from the other scenes' fit."""
+    odds = np.zeros(len(y))
+    for scene in np.unique(scenes):
+        w = fit(x[scenes != scene], y[scenes != scene])
+        odds[scenes == scene] = x[scenes == scene] @ w[:-1] + w[-1]
+    return odds
+
+
+def auc(scores: Array, y: Array) -> float:
+    above, below = scores[y > 0][:, None], scores[y == 0]
+    return float((above > below).mean() + 0.5 * (above == below).mean())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
@@ -66,21 +82,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=101)
     parser.add_argument("--viewpoints", action="store_true", help="the sensor stood at each fragment's origin")
     options = parser.parse_args()
-    x, y, scenes = collect(options.data, options.pairs, options.seed, options.viewpoints)
-
-    held_out = np.zeros(len(y))
-    for scene in np.unique(scenes):
-        w = fit(x[scenes != scene], y[scenes != scene])
-        held_out[scenes == scene] = x[scenes == scene] @ w[:-1] + w[-1]
-    order = np.argsort(-held_out, kind="stable")
+    found, right, scenes = collect(options.data, options.pairs, options.seed, options.viewpoints)
+    x, y = np.array([features(e) for e in found]), right.astype(np.float64)
+    odds = held_out(x, y, scenes)
+    order = np.argsort(-odds, kind="stable")
     wrong = np.cumsum(1 - y[order]) / np.arange(1, len(y) + 1)
     trusted = int(np.flatnonzero(wrong <= WRONG_TRUSTED).max(initial=-1)) + 1
     kept = y[order][:trusted].sum() / y.sum()
-    above, below = held_out[y > 0], held_out[y == 0]
-    auc = float((above[:, None] > below).mean())
-    threshold = 1 / (1 + np.exp(-held_out[order[trusted - 1]]))
+    threshold = 1 / (1 + np.exp(-odds[order[trusted - 1]]))
     print(f"{len(y)} registrations, {int(y.sum())} right, seed {options.seed}, viewpoints {options.viewpoints}")
-    print(f"scenes held out: AUC {auc:.3f}; {kept:.0%} of the right trusted at {WRONG_TRUSTED:.0%} wrong")
+    print(f"scenes held out: AUC {auc(odds, y):.3f}; {kept:.0%} of the right trusted at {WRONG_TRUSTED:.0%} wrong")
     print("weights", np.round(fit(x, y), 3).tolist(), "threshold", round(float(threshold), 3))
 
 

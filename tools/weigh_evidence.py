@@ -13,15 +13,10 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from calibrate_verdict import fit
-from fragments import Fragments
+from calibrate_verdict import auc, collect, held_out
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from dlc_reg.geometry import globalize
-from dlc_reg.metrics import rotation_error, translation_error
-from dlc_reg.registration.global_search import GlobalSearch, working_voxel_size
-from dlc_reg.registration.verification import Evidence, features, gather
+from dlc_reg.registration.verification import features
 
 Array = NDArray[np.float64]
 MORE = {  # the larger the better
@@ -30,42 +25,6 @@ MORE = {  # the larger the better
     "landscape": lambda e: -e.landscape,
 }
 RESAMPLED = 1000
-
-
-def collect(
-    path: str, count: int, seed: int, viewpoints: bool
-) -> tuple[list[Evidence], NDArray[np.bool_], NDArray[np.str_]]:
-    """Evidence, right (N,) and scene (N,)."""
-    fragments, rng = Fragments(path), np.random.default_rng(seed)
-    tasks = [task for benchmark in fragments.benchmarks for task in fragments.pairs(benchmark, count, rng)]
-    found, right, scenes = [], [], []
-    for task in tqdm([*tasks, *fragments.strangers(count, rng)]):
-        source, target = (fragments.cloud(i, viewpoint=viewpoints) for i in (task.source, task.target))
-        search = GlobalSearch.prepare(source, target, working_voxel_size(source, target))
-        candidates = search.candidates()
-        found.append(gather(search, candidates.poses[0], candidates))
-        pose, truth = globalize(candidates.poses[0].numpy(), source, target), task.T_target_source
-        right.append(
-            truth is not None
-            and float(rotation_error(pose, truth)) < np.radians(15)
-            and float(translation_error(pose, truth)) < 0.3
-        )
-        scenes.append(fragments.scene(task.target))
-    return found, np.array(right), np.array(scenes)
-
-
-def held_out(x: Array, y: Array, scenes: NDArray[np.str_]) -> Array:
-    """Log odds (N,), each from the other scenes' fit."""
-    odds = np.zeros(len(y))
-    for scene in np.unique(scenes):
-        w = fit(x[scenes != scene], y[scenes != scene])
-        odds[scenes == scene] = x[scenes == scene] @ w[:-1] + w[-1]
-    return odds
-
-
-def auc(scores: Array, y: Array) -> float:
-    above, below = scores[y > 0][:, None], scores[y == 0]
-    return float((above > below).mean() + 0.5 * (above == below).mean())
 
 
 def losses(odds: Array, y: Array) -> Array:
