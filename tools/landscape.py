@@ -51,11 +51,7 @@ def name(weights: str) -> str:
 
 
 def draw(networks: dict[str, RegistrationNetwork], pairs: PairDataset, out: Path, *, extent: float = 180.0) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = plotter()
     size = (5.2 * len(networks), 2.7 * len(pairs) + 0.6)
     figure, axes = pyplot.subplots(
         len(pairs),
@@ -84,6 +80,16 @@ def draw(networks: dict[str, RegistrationNetwork], pairs: PairDataset, out: Path
     with replacing(out, overwrite=True) as draft:
         figure.savefig(draft, dpi=130)
     pyplot.close(figure)
+
+
+def plotter() -> Any:
+    """Matplotlib's pyplot, without a screen; imported where something is drawn."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
 
 
 def draw_rays(axis: Any, offsets: Tensor, values: Tensor, violated: Tensor) -> None:

@@ -15,12 +15,11 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from cells import Cell
-from landscape import draw_rays
+from landscape import draw_rays, plotter
 from study import CELL, WEIGHTS
 from study_images import FULL, pairs_of, split_of
 from torch import Tensor
@@ -115,15 +114,6 @@ def draw_landscapes(options: argparse.Namespace, cells: dict[str, dict[Path, Cel
         axes[0, k].set_title(column, fontsize=9, loc="left")
     figure.savefig(out, dpi=130)
     pyplot.close(figure)
-
-
-def plotter() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
 
 
 @torch.no_grad()
