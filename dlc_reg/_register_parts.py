@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud
+from dlc_reg.registration import verification
+from dlc_reg.registration.budget import Budget
 from dlc_reg.registration.global_search import Candidates, GlobalSearch
 
 MIN_CELLS, MAX_CELLS = 3, 500_000  # voxels across a cloud
@@ -118,6 +120,25 @@ def as_given(pairs: NDArray[np.int32], source: PointCloud, target: PointCloud) -
         for side, cloud in enumerate((source, target))
     ]
     return np.stack(rows, axis=1).astype(np.int32)
+
+
+def searched(
+    quick: GlobalSearch, starts: Sequence[Tensor], learn: Callable[[], Tensor] | None, budget: Budget, stages: Stages
+) -> tuple[GlobalSearch, Candidates]:
+    """The quick search's candidates if the best of them is certain; else those of all that is at hand.
+
+    `starts` and what `learn` finds are poses (4, 4) to try beside the search's own.
+    """
+    with stages("search"):
+        candidates = quick.candidates(torch.stack(list(starts)) if starts else None, budget)
+        if verification.certain(quick, candidates) or budget.skips("the search by signatures", search=True):
+            return quick, candidates
+    if learn is not None and not budget.skips("the learned start"):
+        with stages("learn"):
+            starts = [*starts, learn()]
+    with stages("search"):
+        whole = quick.widened()
+        return whole, whole.candidates(torch.cat([candidates.poses, *(start[None] for start in starts)]), budget)
 
 
 def choose(search: GlobalSearch, candidates: Candidates, start: Tensor | None) -> Tensor:

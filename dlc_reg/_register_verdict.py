@@ -36,7 +36,7 @@ def verify(
         result.covariance = None
         result.settings["free_motions"] = [motion.text for motion in evidence.free_motions]
         result.settings["free_twists"] = [motion.about(target.origin).tolist() for motion in evidence.free_motions]
-    judged = verification.decide(evidence, result, search.oriented, held_by_colors=held)
+    judged = verification.decide(evidence, result, held_by_colors=held)
     result.verdict, result.verdict_reasons = judged
     if result.verdict is Verdict.AMBIGUOUS and not evidence.free_motions:
         others = equivalent_poses(search, pose, candidates).numpy()
@@ -49,7 +49,7 @@ def verify(
         result.verdict_reasons.append(f"the clouds are {ratio:.0f} times apart in size: one unit? or with_scaling=True")
     result.settings |= {
         "evidence": {name: value for name, value in asdict(evidence).items() if name != "free_motions"},
-        "trust": verification.trust(evidence, search.oriented) if len(result.correspondence_set) else 0.0,
+        "trust": verification.trust(evidence) if len(result.correspondence_set) else 0.0,
     }
 
 

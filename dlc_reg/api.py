@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from dlc_reg._register_options import METHODS, OBJECTIVES, SEARCHED, Options
-from dlc_reg._register_parts import WHOLE_CLOUD, Lengths, Stages, as_given, choose, radius, scaled
+from dlc_reg._register_parts import WHOLE_CLOUD, Lengths, Stages, as_given, choose, radius, scaled, searched
 from dlc_reg._register_verdict import verify
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud, check_pair, globalize, localize
@@ -61,10 +61,11 @@ def register(
             (N, 3), an Open3D cloud (legacy or tensor), a trimesh mesh (sampled), or a `PointCloud`. Any unit, the same
             for both (unless `with_scaling`).
         init: A start (4, 4), T_target_source. None: none is known.
-        method: "auto" or "global" search from any pose ("auto" also tries what the learned model finds, and `init`, or
-            the identity without one, and keeps the basin of `init` unless another pose is clearly better); "learned"
-            takes the learned model's pose; "point_to_point", "point_to_plane", "symmetric", "generalized" and "colored"
-            (for clouds that have colours) only refine from `init`, or from the identity.
+        method: "auto" or "global" search from any pose, further the less certain the best is ("auto" also tries `init`,
+            or the identity without one, keeps the basin of `init` unless another pose is clearly better, and tries what
+            the learned model finds if no pose is certain before); "learned" takes the learned model's pose;
+            "point_to_point", "point_to_plane", "symmetric", "generalized" and "colored" (for clouds that have colours)
+            only refine from `init`, or from the identity.
         voxel_size: The working resolution, in the points' unit. None: from the data, see `settings`.
         max_correspondence_distance: Of the last refinement and of the evidence (fitness, inlier RMSE), in the points'
             unit; a refining method uses it throughout. None: from the data.
@@ -269,20 +270,18 @@ def _register_rigid(task: _Task, stages: Stages) -> RegistrationResult:
         search = GlobalSearch.between(
             thinned,
             prepared._thinned(voxel, oriented=oriented),
-            voxel,
-            oriented=oriented,
+            quick=True,
             num_threads=options.num_threads,
             constraint=task.constraint,
         )
     local = localize(np.eye(4) if task.start is None else task.start, source, target)
     start = task.constraint.project(torch.from_numpy(local))
     if refining is None:
-        pose, candidates = _search(task, search, start, stages)
+        search, candidates, pose = _found(task, search, start, stages)
         result = _refine(task, lengths, pose, stages)
     else:  # the answer before its evidence: a budget may not suffice for both
         result = _refine(task, lengths, start, stages)
-        with stages("search"):
-            candidates = search.candidates(start[None], task.budget)
+        search, candidates = searched(search, [start], None, task.budget, stages)
     with stages("verify"):
         verify(result, search, candidates, source, target, colored=options.method == "colored")
     result.settings |= {
@@ -296,23 +295,27 @@ def _register_rigid(task: _Task, stages: Stages) -> RegistrationResult:
     return result
 
 
-def _search(task: _Task, search: GlobalSearch, start: torch.Tensor, stages: Stages) -> tuple[torch.Tensor, Candidates]:
-    """The pose to refine, and the candidates that it was chosen from, or that are evidence for it."""
+def _found(
+    task: _Task, search: GlobalSearch, start: torch.Tensor, stages: Stages
+) -> tuple[GlobalSearch, Candidates, torch.Tensor]:
+    """The search, the candidates, and the pose to refine: the best of them, or what the method says."""
     method, budget = task.prepared.options.method, task.budget
-    starts = [start] if method == "auto" else []
-    if method != "global" and not budget.skips("the learned start"):
+
+    def learn() -> torch.Tensor:
+        return estimate(shipped(), search.source.coarse.points, search.target.coarse.points, start)
+
+    if method == "learned":
+        if budget.skips("the learned start"):
+            return *searched(search, [], None, budget, stages), start
         with stages("learn"):
-            starts.append(estimate(shipped(), search.source.coarse.points, search.target.coarse.points, start))
-    with stages("search"):
-        candidates = search.candidates(torch.stack(starts) if starts else None, budget)
-        if method == "learned":
-            if not starts:
-                return start, candidates
-            learned = task.constraint.project(starts[0], search.source.center)
-            return search.refine(learned[None])[0], candidates
-        if budget.skipped and not len(candidates):
-            return start, candidates
-        return choose(search, candidates, start if task.start is not None and method == "auto" else None), candidates
+            learned = task.constraint.project(learn(), search.source.center)
+        search, candidates = searched(search, [learned], None, budget, stages)
+        return search, candidates, search.refine(learned[None])[0]
+    auto = method == "auto"
+    search, candidates = searched(search, [start] if auto else [], learn if auto else None, budget, stages)
+    if budget.skipped and not len(candidates):
+        return search, candidates, start
+    return search, candidates, choose(search, candidates, start if task.start is not None and auto else None)
 
 
 def _refine(task: _Task, lengths: Lengths, pose: torch.Tensor, stages: Stages) -> RegistrationResult:

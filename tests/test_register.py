@@ -15,6 +15,7 @@ from scipy.spatial import cKDTree
 import dlc_reg
 from dlc_reg.geometry import PointCloud
 from dlc_reg.iterate import Status
+from dlc_reg.registration import verification
 from dlc_reg.registration.result import Verdict
 
 REFINING = ("point_to_point", "point_to_plane", "symmetric", "generalized")
@@ -338,3 +339,26 @@ def test_synthetic_noisy_range_pairs(shared_data, number):
 def test_lidar_scans_of_a_car_from_csv(shared_data):
     r = dlc_reg.register(shared_data / "car" / "car_cloud401.csv", shared_data / "car" / "car_cloud400.csv")
     assert r.verdict == "aligned" and r.fitness > 0.85
+
+
+# --- looking no further than is needed --------------------------------------------------------------------------------
+
+
+def test_what_is_certain_at_once_ends_the_search(thin_result, thin_truth, thin_source):
+    """By the quick search alone: no signature, no learned start."""
+    assert thin_result.settings["evidence"]["quick"] and "learn" not in thin_result.timings
+    assert distance(thin_result.transformation, thin_truth, thin_source) < NEAR
+
+
+def test_what_is_not_certain_is_searched_by_all_means(thin_source, thin_target, thin_result, monkeypatch):
+    monkeypatch.setattr(verification, "firmly", lambda evidence: False)
+    r = dlc_reg.register(thin_source, thin_target)
+    assert not r.settings["evidence"]["quick"] and r.timings["learn"] > 0
+    assert r.settings["evidence"]["matches"] > thin_result.settings["evidence"]["matches"]
+    assert distance(r.transformation, thin_result.transformation, thin_source) < 1e-3
+
+
+def test_a_free_motion_is_never_certain(rng):
+    """However well a plane lies on a plane, it is not for that the only pose."""
+    flat = np.c_[rng.uniform(size=(1500, 2)), np.zeros(1500)]
+    assert not dlc_reg.register(flat, flat[::2]).settings["evidence"]["quick"]

@@ -16,7 +16,7 @@ from dlc_reg.registration.result import RegistrationResult, Verdict
 from dlc_reg.registration.verification import Evidence, decide, trust
 
 GOOD = Evidence(gap=2.0, overlap=0.7, rival_overlap=0.2, matches=200.0, violations=-1.0, closeness=0.75, weakest=0.1)
-STATES = [False, True]
+STATES = [{"viewpoints": v, "quick": q} for v in (False, True) for q in (False, True)]
 
 
 def settled(**options):
@@ -28,13 +28,13 @@ def settled(**options):
 # --- the rule itself --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("oriented", STATES)
-def test_good_evidence_is_trusted(oriented):
-    verdict, reasons = decide(GOOD, settled(), oriented)
+@pytest.mark.parametrize("state", STATES)
+def test_good_evidence_is_trusted(state):
+    verdict, reasons = decide(replace(GOOD, **state), settled())
     assert verdict is Verdict.ALIGNED and "70% of the surfaces overlap, 200 feature matches" in reasons[-1]
 
 
-@pytest.mark.parametrize("oriented", STATES)
+@pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize(
     ("field", "values"),
     [
@@ -42,25 +42,26 @@ def test_good_evidence_is_trusted(oriented):
         ("matches", (0, 5, 50, 500)),
         ("closeness", (0, 0.3, 0.6, 1)),
         ("weakest", (0, 0.01, 0.2)),
+        ("backward", (10, 1, 0.1)),
     ],
 )
-def test_trust_grows_with_each_piece_of_evidence(oriented, field, values):
-    base = replace(GOOD, gap=0.5, matches=10.0, closeness=0.3)
-    trusts = [trust(replace(base, **{field: float(value)}), oriented) for value in values]
+def test_trust_grows_with_each_piece_of_evidence(state, field, values):
+    base = replace(GOOD, gap=0.5, matches=10.0, closeness=0.3, **state)
+    trusts = [trust(replace(base, **{field: float(value)})) for value in values]
     assert all(0 <= p <= 1 for p in trusts) and (np.diff(trusts) > 0).all()
 
 
-@pytest.mark.parametrize("oriented", STATES)
-def test_trust_is_a_probability_at_the_extremes(oriented):
-    nothing = Evidence(-1e6, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0)
-    everything = Evidence(1e6, 1.0, 0.0, 1e9, 0.0, 1.0, 1.0)
-    assert 0 <= trust(nothing, oriented) < 1e-6 and 1 - 1e-6 < trust(everything, oriented) <= 1
+@pytest.mark.parametrize("state", STATES)
+def test_trust_is_a_probability_at_the_extremes(state):
+    nothing = Evidence(-1e6, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, backward=1e6, **state)
+    everything = Evidence(1e6, 1.0, 0.0, 1e9, 0.0, 1.0, 1.0, **state)
+    assert 0 <= trust(nothing) < 1e-6 and 1 - 1e-6 < trust(everything) <= 1
 
 
 SLIDE = FreeMotion(np.array([0.0, 0, 0, 1, 0, 0]), np.zeros(3), "slides along (1.00, 0.00, 0.00)")
 
 
-@pytest.mark.parametrize("oriented", STATES)
+@pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize(
     ("evidence", "result", "verdict"),
     [
@@ -74,14 +75,14 @@ SLIDE = FreeMotion(np.array([0.0, 0, 0, 1, 0, 0]), np.zeros(3), "slides along (1
         (Evidence(-2.0, 0.05, 0.2, 0.0, -1.0, 0.1, 0.001), settled(), "failed"),
     ],
 )
-def test_each_kind_of_evidence_has_its_verdict(oriented, evidence, result, verdict):
-    decided, reasons = decide(evidence, result, oriented)
+def test_each_kind_of_evidence_has_its_verdict(state, evidence, result, verdict):
+    decided, reasons = decide(replace(evidence, **state), result)
     assert decided == verdict
     assert reasons and all(len(reason) > 20 for reason in reasons)
 
 
 def test_a_free_motion_is_named():
-    _, reasons = decide(replace(GOOD, free_motions=(SLIDE,)), settled(), False)
+    _, reasons = decide(replace(GOOD, free_motions=(SLIDE,)), settled())
     assert reasons[0].startswith("the matched surface slides along (1.00, 0.00, 0.00)")
 
 
@@ -247,6 +248,6 @@ def test_a_right_start_is_confirmed_and_a_wrong_optimum_is_not(bunny_pair):
 def test_evidence_is_reported(bunny_pair):
     r = dlc_reg.register(thin(bunny_pair.source, 2000), thin(bunny_pair.target, 2000))
     evidence = Evidence(**r.settings["evidence"])
-    assert r.settings["trust"] == trust(evidence, oriented=False)
+    assert r.settings["trust"] == trust(evidence)
     assert 0 <= evidence.rival_overlap < evidence.overlap <= 1 and evidence.gap <= verification.MAX_GAP
     assert evidence.violations == -1  # no viewpoints

@@ -13,10 +13,8 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from calibrate_verdict import auc, collect, held_out
+from calibrate_verdict import auc, collect, columns, held_out
 from numpy.typing import NDArray
-
-from dlc_reg.registration.verification import features
 
 Array = NDArray[np.float64]
 MORE = {  # the larger the better
@@ -39,9 +37,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--viewpoints", action="store_true", help="the sensor stood at each fragment's origin")
     options = parser.parse_args()
-    found, right, scenes = collect(options.data, options.pairs, options.seed, options.viewpoints)
-    y = right.astype(np.float64)
-    base = np.array([features(e) for e in found])
+    _, found = collect(options.data, options.pairs, options.seed, options.viewpoints)
+    base, y, scenes = columns(found)
     odds = held_out(base, y, scenes)
     rng = np.random.default_rng(options.seed)
     rows = rng.integers(len(y), size=(RESAMPLED, len(y)))
@@ -50,12 +47,12 @@ def main() -> None:
     print("| evidence | median, right | wrong | AUC alone | AUC with the trust's | log loss | gain, 95% interval |")
     print("|---|---|---|---|---|---|---|")
     for name, number in MORE.items():
-        values = np.array([getattr(e, name) for e in found], dtype=np.float64)
-        x = np.array([number(e) for e in found])
+        values = np.array([getattr(r.evidence, name) for r in found], dtype=np.float64)
+        x = np.array([number(r.evidence) for r in found])
         more = held_out(np.c_[base, x], y, scenes)
         gains = (losses(odds, y) - losses(more, y))[rows].mean(1)
         low, high = np.percentile(gains, [2.5, 97.5])
-        medians = " | ".join(f"{np.median(values[right == side]):.2f}" for side in (True, False))
+        medians = " | ".join(f"{np.median(values[y == side]):.2f}" for side in (1, 0))
         loss = losses(more, y).mean()
         gained = f"{auc(more, y):.3f} | {loss:.3f} | {low:.3f} to {high:.3f}"
         print(f"| {name} | {medians} | {auc(x, y):.3f} | {gained} |")

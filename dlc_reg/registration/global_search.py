@@ -7,6 +7,7 @@ sensors' viewpoints are known, free space together. All poses here map local sou
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
 
@@ -43,13 +44,24 @@ class Thinned:
     coarse: ops.Surface
     fine: ops.Surface
     index: ops.SearchIndex  # of the coarse points
-    features: Tensor  # (N, 33)
-    signatures: Tensor  # (N, 352), or (N, 192) where the normals' signs mean nothing
+    voxel: float
+    oriented: bool  # the normals' signs mean something
+    num_threads: int | None = None
 
     @cached_property
     def center(self) -> Tensor:
         """(3,) float64: the mean of the coarse points."""
         return self.coarse.points.double().mean(0)
+
+    @cached_property
+    def features(self) -> Tensor:
+        """(N, 33): fast point feature histograms."""
+        return self._described(ops.fpfh, 5)
+
+    @cached_property
+    def signatures(self) -> Tensor:
+        """(N, 352), or (N, 192) unless `oriented`: signatures of histograms of orientations."""
+        return self._described(ops.signatures, 6)
 
     @cached_property
     def signature_axes(self) -> Tensor:
@@ -63,6 +75,10 @@ class Thinned:
     def fine_index(self) -> ops.SearchIndex:
         """Of the fine points; only constrained refinement needs it."""
         return ops.SearchIndex(self.fine.points)
+
+    def _described(self, describe: Callable[..., Tensor], radius: float) -> Tensor:
+        normals, reach = self.coarse.normals, radius * self.voxel
+        return describe(self.index, normals, reach, oriented=self.oriented, num_threads=self.num_threads)
 
     @staticmethod
     def prepare(cloud: PointCloud, voxel: float, *, oriented: bool, num_threads: int | None = None) -> Thinned:
@@ -80,11 +96,7 @@ class Thinned:
                 bin_angle = max(bin_angle, 1.5 * voxel / max(depth, 5 * voxel))
             surfaces.append(ops.Surface(points, normals, cell=size, reach=2.5 * size, eye=eye, bin_angle=bin_angle))
         coarse, fine = surfaces
-        features, signatures = (
-            describe(indices[0], coarse.normals, radius * voxel, oriented=oriented, num_threads=num_threads)
-            for describe, radius in ((ops.fpfh, 5), (ops.signatures, 6))
-        )
-        return Thinned(coarse, fine, indices[0], features, signatures)
+        return Thinned(coarse, fine, indices[0], voxel, oriented, num_threads)
 
 
 @dataclass(frozen=True)
@@ -124,41 +136,48 @@ class GlobalSearch:
 
     source: Thinned
     target: Thinned
-    voxel: float
-    oriented: bool
     p: Tensor
     q: Tensor
+    quick: bool = False  # matches of the histograms alone
     num_threads: int | None = None
     constraint: Constraint = FREE
 
+    @property
+    def voxel(self) -> float:
+        return self.source.voxel
+
+    @property
+    def oriented(self) -> bool:
+        return self.source.oriented
+
     @staticmethod
     def prepare(
-        source: PointCloud, target: PointCloud, voxel: float, *, num_threads: int | None = None
+        source: PointCloud, target: PointCloud, voxel: float, *, quick: bool = False, num_threads: int | None = None
     ) -> GlobalSearch:
         """Viewpoints are used where both are known: signs of normals compare only then."""
         oriented = source.viewpoint is not None and target.viewpoint is not None
         a, b = (Thinned.prepare(c, voxel, oriented=oriented, num_threads=num_threads) for c in (source, target))
-        return GlobalSearch.between(a, b, voxel, oriented=oriented, num_threads=num_threads)
+        return GlobalSearch.between(a, b, quick=quick, num_threads=num_threads)
 
     @staticmethod
     def between(
-        a: Thinned,
-        b: Thinned,
-        voxel: float,
-        *,
-        oriented: bool,
-        num_threads: int | None = None,
-        constraint: Constraint = FREE,
+        a: Thinned, b: Thinned, *, quick: bool = False, num_threads: int | None = None, constraint: Constraint = FREE
     ) -> GlobalSearch:
-        """Between a source `a` and a target `b`, both thinned to `voxel` before, with one `oriented`."""
-        axes = b.signature_axes
+        """Between a source `a` and a target `b`, thinned alike; `quick`: by the histograms alone, at half the cost."""
+        rows = [(a.features, b.features)]
+        if not quick:
+            rows.append((a.signatures @ b.signature_axes, b.signatures @ b.signature_axes))
         found = []
-        for rows in ((a.features, b.features), (a.signatures @ axes, b.signatures @ axes)):
-            pairs, squared = ops.mutual_matches(*rows, num_threads=num_threads)
+        for of_source, of_target in rows:
+            pairs, squared = ops.mutual_matches(of_source, of_target, num_threads=num_threads)
             found.append(pairs[squared.argsort(stable=True)[:MAX_MATCHES]])
         pairs = torch.unique(torch.cat(found), dim=0)
         p, q = a.coarse.points[pairs[:, 0]], b.coarse.points[pairs[:, 1]]
-        return GlobalSearch(a, b, voxel, oriented, p, q, num_threads, constraint)
+        return GlobalSearch(a, b, p, q, quick, num_threads, constraint)
+
+    def widened(self) -> GlobalSearch:
+        """The same with the matches of the signatures too."""
+        return GlobalSearch.between(self.source, self.target, num_threads=self.num_threads, constraint=self.constraint)
 
     def candidates(self, starts: Tensor | None = None, budget: Budget | None = None) -> Candidates:
         """The distinct best of the poses that the matches propose, of all turns that bring the centres together, and of

@@ -42,7 +42,8 @@ class Evidence:
     starts: how many of the search's candidates end near the pose.
     backward: how far, in voxels, refining target onto source ends from refining source onto target.
     landscape: the share of rays about the pose along which the objective is not unimodal (`probing.landscape`).
-        These three are no part of the trust.
+    quick: whether the search went no further than the histograms, for they made its best pose certain.
+    viewpoints: whether the search knew where both sensors stood.
     free_motions: those that leave the matched surfaces where they are. They come from the thinned clouds, whose normals
         span several spacings, so that noise does not hide them.
     """
@@ -58,13 +59,23 @@ class Evidence:
     starts: int = 0
     backward: float = 0.0
     landscape: float = 0.0
+    quick: bool = False
+    viewpoints: bool = False
     free_motions: tuple[FreeMotion, ...] = ()
 
 
-def gather(search: GlobalSearch, pose: Tensor, candidates: Candidates, target_origin: Array | None = None) -> Evidence:
+def gather(
+    search: GlobalSearch,
+    pose: Tensor,
+    candidates: Candidates,
+    target_origin: Array | None = None,
+    *,
+    probe: bool = True,
+) -> Evidence:
     """The evidence for `pose` (4, 4) float64, local, against the candidates that differ from it.
 
-    `target_origin` (3,) lets the free motions be told in the user's coordinates.
+    `target_origin` (3,) lets the free motions be told in the user's coordinates. Without `probe` nobody looks at the
+    landscape, which takes longer than all the rest and has no part in the trust.
     """
     points, normals = _matched(search, pose)
     mine = search.judge(pose[None])
@@ -83,7 +94,9 @@ def gather(search: GlobalSearch, pose: Tensor, candidates: Candidates, target_or
         weakest_motion=weakest_text,
         starts=len(candidates) - len(others),
         backward=backward(search, pose),
-        landscape=landscape(search, pose),
+        landscape=landscape(search, pose) if probe else 0.0,
+        quick=search.quick,
+        viewpoints=search.oriented,
         free_motions=tuple(free_motions(at, normals, search.constraint.basis)),
     )
 
@@ -102,50 +115,73 @@ def _matched(search: GlobalSearch, pose: Tensor) -> tuple[Array, Array]:
 
 
 def features(evidence: Evidence) -> list[float]:
-    """The numbers that the trust is made of: gap, log matches, log weakest curvature, closeness."""
+    """What the trust is made of: gap, log matches, log weakest curvature, closeness, minus log of the way back."""
     return [
         evidence.gap,
         math.log(evidence.matches + 1),
         math.log(evidence.weakest + 1e-3),
         evidence.closeness,
+        -math.log(evidence.backward + 0.1),
     ]
 
 
 @dataclass(frozen=True)
 class _Model:
-    """Logistic regression on `features`: weights, intercept, and the trust from which a pose is called aligned."""
+    """Logistic regression on `features`: weights, intercept, the trust from which a pose is called aligned, and that
+    from which a quick search is enough."""
 
     weights: tuple[float, ...]
     intercept: float
     threshold: float
+    certain: float = math.inf
 
 
-# tools/calibrate_verdict.py on four scenes of 3DMatch and 3DLoMatch, seed 101, without and with --viewpoints
+# By (viewpoints, quick): tools/calibrate_verdict.py on four scenes of 3DMatch and 3DLoMatch, without and with --viewpoints
 _MODELS = {
-    False: _Model((2.369, 1.372, 1.256, 14.931), -14.484, 0.898),
-    True: _Model((1.831, 1.121, 0.926, 20.874), -18.905, 0.922),
+    (False, True): _Model((1.706, 1.502, 0.902, 6.356, 1.027), -7.879, 0.956, 0.961),
+    (False, False): _Model((2.75, 1.267, 1.012, 10.309, 0.785), -11.454, 0.957),
+    (True, True): _Model((1.866, 1.040, 0.266, 8.227, 0.992), -10.322, 0.845, 0.871),
+    (True, False): _Model((1.536, 1.129, 0.264, 10.997, 1.014), -13.009, 0.879),
 }
+
+
+def _model(evidence: Evidence) -> _Model:
+    return _MODELS[evidence.viewpoints, evidence.quick]
+
+
 HOPELESS = 0.02  # below this trust a pose is called failed
 PLAUSIBLE_OVERLAP = 0.3  # from which on the surfaces do meet, in this pose or in several
 RIVAL_OVERLAP = 0.9  # a different pose with this share of the best one's overlap, and
 RIVAL_GAP = 0.7  # a score no further below, explains the clouds as well
 
 
-def trust(evidence: Evidence, oriented: bool) -> float:
+def trust(evidence: Evidence) -> float:
     """Probability in [0, 1] that the pose is right, as far as the calibration goes."""
-    model = _MODELS[oriented]
+    model = _model(evidence)
     logit = float(np.dot(model.weights, features(evidence))) + model.intercept
     return 1 / (1 + math.exp(-min(max(logit, -50.0), 50.0)))
 
 
+def firmly(evidence: Evidence) -> bool:
+    """Whether a quick search's evidence is enough."""
+    return trust(evidence) >= _model(evidence).certain and not evidence.free_motions
+
+
+def certain(search: GlobalSearch, candidates: Candidates) -> bool:
+    """Whether the best candidate of a quick search can be trusted already, so that looking further is for nothing."""
+    if not len(candidates):
+        return False
+    return firmly(gather(search, candidates.poses[0], candidates, probe=False))
+
+
 def decide(
-    evidence: Evidence, result: RegistrationResult, oriented: bool, *, held_by_colors: bool = False
+    evidence: Evidence, result: RegistrationResult, *, held_by_colors: bool = False
 ) -> tuple[Verdict, list[str]]:
     """The verdict, and its reasons as sentences. `held_by_colors`: the colours hold what the shapes leave free."""
     if result.status in (Status.NO_CORRESPONDENCES, Status.DIVERGED) or not len(result.correspondence_set):
         status = result.status if len(result.correspondence_set) else Status.NO_CORRESPONDENCES
         return Verdict.FAILED, [status.value]
-    p = trust(evidence, oriented)
+    p = trust(evidence)
     facts = (
         f"{evidence.overlap:.0%} of the surfaces overlap, {evidence.matches:.0f} feature matches agree, "
         f"trust {min(p, 0.99):.2f}"
@@ -166,7 +202,7 @@ def decide(
         return Verdict.FAILED, [f"no pose explains both clouds: {facts}"]
     if evidence.gap < 0:
         return Verdict.DOUBTFUL, [f"a different pose explains the clouds better; method 'auto' would find it: {facts}"]
-    if p < _MODELS[oriented].threshold:
+    if p < _model(evidence).threshold:
         return Verdict.DOUBTFUL, [f"too little singles this pose out: {facts}"]
     return Verdict.ALIGNED, [f"no other pose explains the clouds as well: {facts}"]
 
