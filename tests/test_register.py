@@ -198,7 +198,7 @@ def test_fields(thin_result, thin_truth, thin_source):
     assert {"voxel_size", "spacing", "max_correspondence_distance", "feature_radius", "seed"} <= set(
         thin_result.settings
     )
-    assert set(thin_result.timings) == {"read", "prepare", "learn", "search", "refine", "verify"}
+    assert set(thin_result.timings) == {"read", "prepare", "search", "refine", "verify"}
     assert all(seconds >= 0 for seconds in thin_result.timings.values())
     assert thin_result.iterations == len(thin_result.history) - len(thin_result.settings["voxel_sizes"])
 

@@ -136,7 +136,7 @@ class _Model:
     certain: float = math.inf
 
 
-# By (viewpoints, quick): tools/calibrate_verdict.py on four scenes of 3DMatch and 3DLoMatch, without and with --viewpoints
+# By (viewpoints, quick): tools/calibrate_verdict.py on four scenes of 3DMatch and 3DLoMatch, and with --viewpoints
 _MODELS = {
     (False, True): _Model((1.706, 1.502, 0.902, 6.356, 1.027), -7.879, 0.956, 0.961),
     (False, False): _Model((2.75, 1.267, 1.012, 10.309, 0.785), -11.454, 0.957),
