@@ -80,9 +80,8 @@ class Judged:
         return rows
 
 
-def objects(path: str, count: int, seed: int) -> tuple[list[Registration], Array]:
+def objects(shapes: Shapes, count: int, seed: int) -> tuple[list[Registration], Array]:
     """Of `count` pairs of crops of a shape, and of as many of two shapes, with the log odds of the trust."""
-    shapes = keep_asymmetric(Shapes.load(path).select(split="test"))
     pairs = PairDataset(shapes, PROTOCOL, seed=seed, length=count + 1)
     found = []
     for i in tqdm(range(count)):
@@ -100,15 +99,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--objects", help="shapes, as datasets/cad.py or modelnet40.py prepare them")
+    parser.add_argument("--split", default="test", help="of the shapes")
     parser.add_argument("--pairs", type=int, default=150)
     parser.add_argument("--seed", type=int, default=202)
     parser.add_argument("--viewpoints", action="store_true", help="the sensor stood at each fragment's origin")
     parser.add_argument("--plot", type=Path, help="where to draw the curves")
     options = parser.parse_args()
+    shapes = keep_asymmetric(Shapes.load(options.objects).select(split=options.split)) if options.objects else None
     scenes = settle(*collect(options.data, options.pairs, options.seed, options.viewpoints))
     judged = [Judged("scenes, held out", scenes.found, scenes.odds, 0.3, 1.0)]
-    if options.objects and not options.viewpoints:
-        judged.append(Judged("objects", *objects(options.objects, options.pairs, options.seed), 0.1, 0.3))
+    if shapes is not None:
+        judged.append(Judged("objects", *objects(shapes, options.pairs, options.seed), 0.1, 0.3))
     for j in judged:
         print(f"{j.name}: {len(j.found)} registrations, {j.right.sum()} right, viewpoints {options.viewpoints}")
     print("| | trust from | right ones trusted | trusted ones wrong | near / gross / no answer "
