@@ -4,8 +4,8 @@
 
 Registers as `calibrate_verdict.py` does, by the whole search. For each piece of the trust's evidence, and for `starts`
 and `landscape`, which are no part of it, prints the median over right and wrong answers, the AUC alone, and what a
-logistic regression of the trust's evidence gains by having it: AUC and mean log loss, each scene held out in turn. 1,000
-resamplings of the registrations say whether the log loss gains for more reasons than chance.
+logistic regression of the trust's evidence gains by having it: AUC and mean log loss, each scene held out in turn.
+1,000 resamplings of the registrations say whether the log loss gains for more reasons than chance.
 """
 
 from __future__ import annotations
