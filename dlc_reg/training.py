@@ -1,9 +1,9 @@
 """Training of every head's networks: one loop, from a recipe, over one or many processes, exactly resumable.
 
-    result = train(load_recipe("recipes/softicp.toml"), Shapes.load("shapes.npz"), "runs/softicp")
+    result = train(load_recipe("recipes/shipped.toml"), Shapes.load("shapes.npz"), "runs/shipped")
 
 What a run learns depends on its recipe and its data alone: items and every other random number come from (seed, step),
- so that a run that was interrupted goes the same way, and one that more processes share too, up to rounding and
+so that a run that was interrupted goes the same way, and one that more processes share too, up to rounding and
 batch statistics.
 """
 
