@@ -47,6 +47,7 @@ __all__ = [
 ]
 
 CHECKPOINT, LOG = "checkpoint.safetensors", NAME
+KEPT = {"recipe", "data", "network", "losses", "optimizer", "step", "seconds", "best", "costs"}  # in a checkpoint
 _MAX_SKIPPED = 20  # steps in a row whose gradient is not finite
 
 
@@ -153,6 +154,8 @@ class _Run:
             return
         try:
             state = unpacked(kept)
+            if set(state) != KEPT:
+                raise ValueError(f"it holds {', '.join(map(str, state)) or 'nothing'}")
         except ValueError as error:
             raise InputError("out", f"'{path}': {error}", "a whole checkpoint, or a new folder") from None
         if make_recipe(json.loads(state["recipe"])) != self.recipe:
