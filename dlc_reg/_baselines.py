@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from dlc_reg import ops
 from dlc_reg.geometry import PointCloud
 from dlc_reg.metrics import rotation_error
+from dlc_reg.registration.frame import Objective, Pair
 from dlc_reg.registration.icp import Convergence, icp, icp_pair
-from dlc_reg.registration.objectives import Objective, Pair, PointToPlane, PointToPoint, Symmetric
+from dlc_reg.registration.objectives import PointToPlane, PointToPoint, Symmetric
 
 Array = NDArray[Any]
 

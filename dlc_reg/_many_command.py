@@ -20,7 +20,7 @@ from tqdm import tqdm
 from dlc_reg import _console as console
 from dlc_reg._many_list import read_entries
 from dlc_reg._many_output import ERROR, open_output
-from dlc_reg._search_options import arguments, in_options, search_options
+from dlc_reg._search_options import arguments, in_options, search_options, workers_option
 from dlc_reg.errors import InputError
 from dlc_reg.many import register_many
 from dlc_reg.registration.result import Verdict
@@ -37,7 +37,7 @@ FILE = click.Path(path_type=Path)
     required=True,
     help="The results (csv, parquet). One that exists is continued.",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Processes side by side. Default: one pair after another.")
+@workers_option
 @click.option("--timeout", type=float, metavar="SECONDS", help="End a pair that takes longer; it has failed.")
 @click.option("--allow-outside", is_flag=True, help="Let the paths in PAIRS lead out of its folder.")
 @search_options

@@ -15,7 +15,7 @@ from dlc_reg import _console as console
 from dlc_reg import io
 from dlc_reg._many_command import processes
 from dlc_reg._report_page import number
-from dlc_reg._search_options import arguments, in_options, search_options_of_many
+from dlc_reg._search_options import arguments, in_options, search_options_of_many, workers_option
 from dlc_reg.errors import InputError
 from dlc_reg.multiway import MultiwayResult, register_multiway
 from dlc_reg.registration.result import Verdict, strict_json
@@ -28,7 +28,7 @@ FILE = click.Path(path_type=Path)
 @click.option("-o", "--output", type=FILE, required=True, help="Write the poses, the pairs and the verdict (json).")
 @click.option("--save-merged", type=FILE, help="Write the clouds as one (ply, pcd, xyz, txt, npy, npz).")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes side by side. Default: one pair after another.")
+@workers_option
 @click.option("--tolerance", type=float, help="How far pairs may contradict each other. Default: two voxels.")
 @search_options_of_many
 @click.option("--strict", is_flag=True, help="Refuse non-finite points instead of dropping them.")

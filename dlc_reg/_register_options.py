@@ -13,17 +13,11 @@ from numpy.typing import ArrayLike
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud
 from dlc_reg.registration.constraint import DOF, check_gravity
-from dlc_reg.registration.objectives import Colored, Generalized, Objective, PointToPlane, PointToPoint, Symmetric
+from dlc_reg.registration.frame import Objective
+from dlc_reg.registration.objectives import OBJECTIVES
 
-OBJECTIVES: dict[str, Objective] = {
-    "point_to_point": PointToPoint(),
-    "point_to_plane": PointToPlane(),
-    "symmetric": Symmetric(),
-    "generalized": Generalized(),
-    "colored": Colored(),
-}
-METHODS = ("auto", "global", "learned", *OBJECTIVES)
-SEARCHED = PointToPlane()  # refines the pose that a search found
+SEARCHES = ("auto", "global", "learned")
+METHODS = (*SEARCHES, *OBJECTIVES)
 
 
 @dataclass(frozen=True)
@@ -43,8 +37,9 @@ class Options:
     budget: float | None = None
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InputError("method", repr(self.method), "one of " + ", ".join(map(repr, METHODS)))
+        methods = (*SEARCHES, *OBJECTIVES)  # not METHODS: users may have added their own
+        if self.method not in methods:
+            raise InputError("method", repr(self.method), "one of " + ", ".join(map(repr, methods)))
         if self.with_scaling and self.method not in ("auto", "global", "point_to_point"):
             raise InputError("method", f"{self.method!r} with with_scaling", "'auto', 'global' or 'point_to_point'")
         length = "a positive finite length in the points' unit, or None"
@@ -68,11 +63,20 @@ class Options:
         if self.device is not None and str(self.device) != "cpu":
             raise InputError("device", repr(self.device), "'cpu' or None: only dlc_reg.ops has CUDA kernels")
 
+    @property
+    def searches(self) -> bool:
+        """Whether poses are sought; otherwise the start is refined."""
+        return self.method in SEARCHES
+
+    @property
+    def objective(self) -> Objective:
+        """What refines: the method's own, or that for the pose that a search found."""
+        return OBJECTIVES["point_to_plane" if self.searches else self.method]
+
     def read(self, cloud: Any, name: str, viewpoint: ArrayLike | None) -> PointCloud:
         read = PointCloud.from_any(
             cloud, name=name, viewpoint=viewpoint, remove_non_finite=self.remove_non_finite, seed=self.seed
         )
-        objective = OBJECTIVES.get(self.method, SEARCHED)
-        if "colors" in objective.needs_of(name):
-            objective.require("colors", name, read)
+        if "colors" in self.objective.needs_of(name):
+            self.objective.require("colors", name, read)
         return read

@@ -19,6 +19,11 @@ DASHED = [method.replace("_", "-") for method in METHODS]
 METHOD_HELP = f"{', '.join(DASHED[:3])}: search from any pose; {', '.join(DASHED[3:])}: refine from the given start."
 
 
+workers_option = click.option(
+    "--workers", type=click.IntRange(min=1), help="Processes side by side. Default: one pair after another."
+)
+
+
 def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds them; `arguments` makes what `register` takes of their values."""
     return _added(command, set())

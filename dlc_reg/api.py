@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from dlc_reg._register_options import METHODS, OBJECTIVES, SEARCHED, Options
+from dlc_reg._register_options import METHODS, Options
 from dlc_reg._register_parts import WHOLE_CLOUD, Lengths, Stages, as_given, choose, radius, scaled, searched
 from dlc_reg._register_verdict import verify
 from dlc_reg.errors import InputError
@@ -63,9 +63,10 @@ def register(
         init: A start (4, 4), T_target_source. None: none is known.
         method: "auto" or "global" search from any pose, further the less certain the best is ("auto" also tries `init`,
             or the identity without one, keeps the basin of `init` unless another pose is clearly better, and tries what
-            the learned model finds if no pose is certain before); "learned" takes the learned model's pose;
-            "point_to_point", "point_to_plane", "symmetric", "generalized" and "colored" (for clouds that have colours)
-            only refine from `init`, or from the identity.
+            the learned model finds if no pose is certain before); "learned" takes the learned model's pose; an
+            objective only refines from `init`, or from the identity: "point_to_point", "point_to_plane", "symmetric",
+            "generalized", "colored" (for clouds that have colours), or your own in
+            `registration.objectives.OBJECTIVES`.
         voxel_size: The working resolution, in the points' unit. None: from the data, see `settings`.
         max_correspondence_distance: Of the last refinement and of the evidence (fitness, inlier RMSE), in the points'
             unit; a refining method uses it throughout. None: from the data.
@@ -165,8 +166,7 @@ class Prepared:
 
     def __init__(self, target: PointCloud, options: Options) -> None:
         self.target, self.options = target, options
-        objective = OBJECTIVES.get(options.method, SEARCHED)
-        self._levels = Levels(target, objective.needs_of("target"), options.num_threads)
+        self._levels = Levels(target, options.objective.needs_of("target"), options.num_threads)
         # a partial of the cloud, not of self: a cycle would keep large clouds until the garbage collector comes round
         self._thinned = lru_cache(THINNED_KEPT)(partial(Thinned.prepare, target, num_threads=options.num_threads))
 
@@ -256,7 +256,6 @@ class _Task:
 def _register_rigid(task: _Task, stages: Stages) -> RegistrationResult:
     source, prepared = task.source, task.prepared
     target, options = prepared.target, prepared.options
-    refining = OBJECTIVES.get(options.method)
     with stages("prepare"):
         lengths = Lengths.derive(
             source,
@@ -276,14 +275,15 @@ def _register_rigid(task: _Task, stages: Stages) -> RegistrationResult:
         )
     local = localize(np.eye(4) if task.start is None else task.start, source, target)
     start = task.constraint.project(torch.from_numpy(local))
-    if refining is None:
+    if options.searches:
         search, candidates, pose = _found(task, search, start, stages)
         result = _refine(task, lengths, pose, stages)
     else:  # the answer before its evidence: a budget may not suffice for both
         result = _refine(task, lengths, start, stages)
         search, candidates = searched(search, [start], None, task.budget, stages)
     with stages("verify"):
-        verify(result, search, candidates, source, target, colored=options.method == "colored")
+        colored = "colors" in options.objective.needs_of("target")
+        verify(result, search, candidates, source, target, colored=colored)
     result.settings |= {
         "voxel_size": lengths.voxel_size,
         "spacing": lengths.spacing,
@@ -320,13 +320,12 @@ def _found(
 
 def _refine(task: _Task, lengths: Lengths, pose: torch.Tensor, stages: Stages) -> RegistrationResult:
     options = task.prepared.options
-    refining = OBJECTIVES.get(options.method)
     with stages("refine"):
-        sizes, distances = lengths.levels(lengths.voxel_size / 2 if refining is None else 2 * lengths.voxel_size)
+        sizes, distances = lengths.levels(lengths.voxel_size / 2 if options.searches else 2 * lengths.voxel_size)
         return coarse_to_fine(
             task.source,
             task.prepared._levels,
-            refining or SEARCHED,
+            options.objective,
             globalize(pose.numpy(), task.source, task.prepared.target),
             voxel_sizes=sizes,
             max_distances=distances,

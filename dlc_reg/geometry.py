@@ -301,11 +301,6 @@ def _robust_extent(cloud: PointCloud) -> float:
     return float(np.linalg.norm(high - low)) or cloud.extent
 
 
-def as_cloud(obj: Any, **options: Any) -> PointCloud:
-    """`PointCloud.from_any`."""
-    return PointCloud.from_any(obj, **options)
-
-
 def nearly_rigid(matrix: Array) -> bool:
     """Whether (4, 4) is a rotation and a translation to the digits that recorded poses have."""
     rotation = matrix[:3, :3]

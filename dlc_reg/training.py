@@ -1,9 +1,9 @@
 """Training of every head's networks: one loop, from a recipe, over one or many processes, exactly resumable.
 
-    result = train(load_recipe("recipes/softicp.toml"), Shapes.load("shapes.npz"), "runs/softicp")
+    result = train(load_recipe("recipes/shipped.toml"), Shapes.load("shapes.npz"), "runs/shipped")
 
 What a run learns depends on its recipe and its data alone: items and every other random number come from (seed, step),
- so that a run that was interrupted goes the same way, and one that more processes share too, up to rounding and
+so that a run that was interrupted goes the same way, and one that more processes share too, up to rounding and
 batch statistics.
 """
 
@@ -47,6 +47,7 @@ __all__ = [
 ]
 
 CHECKPOINT, LOG = "checkpoint.safetensors", NAME
+KEPT = {"recipe", "data", "network", "losses", "optimizer", "step", "seconds", "best", "costs"}  # in a checkpoint
 _MAX_SKIPPED = 20  # steps in a row whose gradient is not finite
 
 
@@ -153,6 +154,8 @@ class _Run:
             return
         try:
             state = unpacked(kept)
+            if set(state) != KEPT:
+                raise ValueError(f"it holds {', '.join(map(str, state)) or 'nothing'}")
         except ValueError as error:
             raise InputError("out", f"'{path}': {error}", "a whole checkpoint, or a new folder") from None
         if make_recipe(json.loads(state["recipe"])) != self.recipe:

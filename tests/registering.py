@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from dlc_reg.registration.objectives import OBJECTIVES
+
+SHAPED = {name: o for name, o in OBJECTIVES.items() if "colors" not in o.needs_of("source")}  # need no colours
 NEAR = 0.01  # of the extent: what thinned clouds allow; the truth itself is good to 0.0025
 NUMBERS = ("transformation", "fitness", "inlier_rmse", "correspondence_set", "information", "covariance")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from registering import NEAR, distance, move, pose, same_bytes, scaling
+from registering import NEAR, SHAPED, distance, move, pose, same_bytes, scaling
 
 import dlc_reg
 from dlc_reg.iterate import Status
@@ -29,7 +29,7 @@ def clock(monkeypatch):
     return made
 
 
-METHODS = ("auto", "global", "learned", "point_to_point", "point_to_plane", "symmetric", "generalized")
+METHODS = ("auto", "global", "learned", *SHAPED)
 
 
 @pytest.mark.parametrize("method", METHODS)

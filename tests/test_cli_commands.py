@@ -24,7 +24,7 @@ def spawn(*arguments: str | Path, cwd: str | Path = "/") -> subprocess.Completed
     """Runs the program that is tested, installed or not; in a checkout's root the bare tree would go first."""
     root = Path(dlc_reg.__file__).parents[1]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "dlc_reg.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "dlc_reg", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", cwd=cwd, env=environment)
 
 

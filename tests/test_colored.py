@@ -16,8 +16,9 @@ from dlc_reg.errors import InputError
 from dlc_reg.iterate import Status
 from dlc_reg.ops import _linearize, _reference
 from dlc_reg.pipelines import registration as reg
+from dlc_reg.registration.frame import Pair
 from dlc_reg.registration.icp import Convergence, coarse_to_fine, icp
-from dlc_reg.registration.objectives import Colored, Pair, PointToPlane
+from dlc_reg.registration.objectives import Colored, PointToPlane
 
 TIGHT = Convergence(1e-12, 1e-12, 60)
 REACH = 0.1

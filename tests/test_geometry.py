@@ -13,7 +13,6 @@ from dlc_reg.errors import InputError
 from dlc_reg.geometry import (
     PointCloud,
     apply_transform,
-    as_cloud,
     check_pair,
     check_viewpoint,
     globalize,
@@ -65,20 +64,20 @@ def test_array_layouts(points, name, make):
 @pytest.mark.parametrize("dtype", ["f2", "f4", "i1", "u2", "i4", "i8", "u8"])
 def test_numpy_dtypes(dtype):
     points = np.array([[0, 0, 0], [100, 0, 0], [0, 50, 0], [0, 0, 7]], dtype)
-    np.testing.assert_allclose(as_cloud(points).to_absolute(), points.astype(float), atol=1e-5)
+    np.testing.assert_allclose(PointCloud.from_any(points).to_absolute(), points.astype(float), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.int32, torch.uint8])
 def test_torch_dtypes(dtype):
     points = torch.tensor([[0, 0, 0], [100, 0, 0], [0, 50, 0], [0, 0, 7]]).to(dtype)
-    np.testing.assert_allclose(as_cloud(points).to_absolute(), points.double().numpy(), atol=1e-5)
+    np.testing.assert_allclose(PointCloud.from_any(points).to_absolute(), points.double().numpy(), atol=1e-5)
 
 
 @pytest.mark.gpu
 def test_cuda_tensor(points):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    np.testing.assert_allclose(as_cloud(torch.from_numpy(points).cuda()).to_absolute(), points, atol=3e-7)
+    np.testing.assert_allclose(PointCloud.from_any(torch.from_numpy(points).cuda()).to_absolute(), points, atol=3e-7)
 
 
 def test_a_cloud_is_returned_as_it_is(points):
@@ -156,12 +155,12 @@ def test_open3d_and_trimesh_meshes_are_sampled_alike():
 
 def test_trimesh_cloud_and_what_is_no_surface(points):
     trimesh = pytest.importorskip("trimesh")
-    np.testing.assert_allclose(as_cloud(trimesh.PointCloud(points)).to_absolute(), points, atol=3e-7)
+    np.testing.assert_allclose(PointCloud.from_any(trimesh.PointCloud(points)).to_absolute(), points, atol=3e-7)
     with pytest.raises(InputError, match="target: got a mesh that cannot be sampled: the triangles have no area"):
         flat = trimesh.Trimesh([[0, 0, 0], [1, 0, 0], [2, 0, 0.0]], [[0, 1, 2]], process=False)
-        as_cloud(flat, name="target")
+        PointCloud.from_any(flat, name="target")
     with pytest.raises(InputError, match="a scene without content"):
-        as_cloud(trimesh.Scene())
+        PointCloud.from_any(trimesh.Scene())
 
 
 # --- what it refuses -------------------------------------------------------------------------------------------------

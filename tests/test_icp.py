@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from registering import SHAPED
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 from test_objectives import moved, pose, wavy
@@ -18,10 +19,11 @@ from dlc_reg import ops
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud, apply_transform
 from dlc_reg.iterate import Status
+from dlc_reg.registration.frame import Pair
 from dlc_reg.registration.icp import Convergence, coarse_to_fine, icp, icp_pair
-from dlc_reg.registration.objectives import Generalized, Pair, PointToPlane, PointToPoint, Symmetric
+from dlc_reg.registration.objectives import Generalized, PointToPlane, PointToPoint, Symmetric
 
-OBJECTIVES = [PointToPoint(), PointToPlane(), Symmetric(), Generalized()]
+OBJECTIVES = list(SHAPED.values())
 TIGHT = Convergence(fitness=1e-12, rmse=1e-12, max_iterations=100)
 
 

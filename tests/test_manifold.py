@@ -115,6 +115,12 @@ def test_gradient_of_the_logarithm_near_half_a_turn():
     assert gradcheck(lambda x: so3_log(so3_exp(x)), w, eps=1e-7)
 
 
+@pytest.mark.parametrize("derivative", [torch.func.jacfwd, torch.func.jacrev])
+def test_the_logarithm_has_its_derivative_at_the_identity(derivative):
+    found = derivative(lambda w: so3_log(so3_exp(w)))(torch.zeros(3, dtype=torch.float64))
+    torch.testing.assert_close(found, torch.eye(3, dtype=torch.float64))
+
+
 def test_tangent_at_the_truth_is_the_derivative():
     """d/ds retract(omega, s xi) at 0 is hat(xi) omega: the charts agree to first order."""
     xi, step = tangent(7, 6, 1.0), 1e-6

@@ -84,7 +84,7 @@ def test_processes(pairs, tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_a_killed_command_leaves_no_processes_and_is_taken_up_again(tmp_path):
     pairs, output = write_list(tmp_path / "pairs.csv", clouds(tmp_path, 30)), tmp_path / "o.csv"
-    command = [sys.executable, "-m", "dlc_reg.cli", "register-many", str(pairs), "-o", str(output), "--workers", "1"]
+    command = [sys.executable, "-m", "dlc_reg", "register-many", str(pairs), "-o", str(output), "--workers", "1"]
     # not in the checkout, whose package has no native module
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=tmp_path)
     until = time.monotonic() + 60

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from registering import SHAPED
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
@@ -12,18 +13,12 @@ from dlc_reg import ops
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud
 from dlc_reg.manifold import SE3
+from dlc_reg.registration.frame import Pair
 from dlc_reg.registration.icp import estimate_update
-from dlc_reg.registration.objectives import (
-    Generalized,
-    Pair,
-    PointToPlane,
-    PointToPoint,
-    Symmetric,
-    plane_covariances,
-)
+from dlc_reg.registration.objectives import Generalized, PointToPlane, PointToPoint, Symmetric, plane_covariances
 from dlc_reg.registration.steps import euler_motion, fit_similarity, point_information, solve_least
 
-OBJECTIVES = [PointToPoint(), PointToPlane(), Symmetric(), Generalized()]
+OBJECTIVES = list(SHAPED.values())
 
 
 def pose(rotation_vector, translation, scale=1.0):

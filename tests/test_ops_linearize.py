@@ -10,7 +10,7 @@ from dlc_reg import ops
 from dlc_reg.errors import InputError
 from dlc_reg.ops import _reference
 
-KINDS = ["point_to_point", "point_to_plane", "symmetric", "generalized", "colored"]
+KINDS = list(ops.KINDS)
 KERNELS = ["l2", "l1", "huber", "cauchy", "gm", "tukey"]
 SCALE = 0.15  # in the middle of the residuals, so that every branch of every kernel is taken
 

@@ -18,7 +18,7 @@ from conftest import PACKAGE
 from learning import TABLE, Tiny, blocks, recipe, tiny
 
 from dlc_reg import training
-from dlc_reg._checkpoint import unpacked
+from dlc_reg._checkpoint import packed, unpacked
 from dlc_reg._parallel import Processes
 from dlc_reg._training_pairs import Stretch, make_pairs, split
 from dlc_reg._validation import validate
@@ -102,6 +102,15 @@ def test_an_existing_run_is_not_overwritten_nor_continued_with_another_recipe(wh
         train(recipe(optimizer={"rate": 0.5}), blocks(), whole[0], network=tiny(), resume=True)
     with pytest.raises(InputError, match="data"):
         train(recipe(), blocks(seed=5), whole[0], network=tiny(), resume=True)
+
+
+def test_a_checkpoint_that_lacks_an_entry_is_refused(whole, tmp_path):
+    state = unpacked((whole[0] / "checkpoint.safetensors").read_bytes())
+    for name in state:
+        rest = {key: value for key, value in state.items() if key != name}
+        (tmp_path / "checkpoint.safetensors").write_bytes(packed(rest))
+        with pytest.raises(InputError, match=r"out: .*a whole checkpoint"):
+            train(recipe(), blocks(), tmp_path, network=tiny(), resume=True)
 
 
 def test_the_rate_warms_up_and_falls_as_a_cosine(whole):

@@ -176,9 +176,9 @@ def test_a_pickle_is_not_opened(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architecture": "nonesuch"}, "pointnetlk, dcp"),
-        ({"architecture": ["dcp"]}, "pointnetlk, dcp"),
-        ({"architecture": "__class__"}, "pointnetlk, dcp"),
+        ({"architecture": "nonesuch"}, "dcp, pointnetlk"),
+        ({"architecture": ["dcp"]}, "dcp, pointnetlk"),
+        ({"architecture": "__class__"}, "dcp, pointnetlk"),
         ({"architecture": "dcp", "arguments": {}}, "larger than the weights"),
         ({"arguments": {"widths": [8, 32], "pool": "mean"}}, "larger than the weights"),
         ({"arguments": {"widths": [8, 15], "pool": "mean"}}, r"last\.bias"),

@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 from scipy.stats import chi2
 
-from dlc_reg._register_options import OBJECTIVES
 from dlc_reg._register_parts import Lengths
 from dlc_reg.geometry import PointCloud
 from dlc_reg.registration.global_search import working_voxel_size
 from dlc_reg.registration.icp import coarse_to_fine
+from dlc_reg.registration.objectives import OBJECTIVES
 from dlc_reg.registration.result import RegistrationResult
 
 Array = NDArray[np.float64]

@@ -15,12 +15,14 @@ import statistics
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import open3d
 from fragments import Fragments
+from scene_methods import fgr, fpfh, ransac
 from tqdm import tqdm
 
 import dlc_reg
@@ -31,44 +33,16 @@ theirs = open3d.pipelines.registration
 MODULES = {"Open3D": theirs, "dlc_reg": ours}
 
 
-def ransac(reg: Any, source: Any, target: Any, voxel: float, mutual: bool, seed: int) -> Any:
-    """Open3D's tutorial on global registration, call for call."""
-    features = [reg.compute_fpfh_feature(cloud, neighbours(voxel)) for cloud in (source, target)]
-    checkers = [
-        reg.CorrespondenceCheckerBasedOnEdgeLength(0.9),
-        reg.CorrespondenceCheckerBasedOnDistance(1.5 * voxel),
-    ]
-    return reg.registration_ransac_based_on_feature_matching(
-        source,
-        target,
-        *features,
-        mutual,
-        1.5 * voxel,
-        reg.TransformationEstimationPointToPoint(False),
-        3,
-        checkers,
-        reg.RANSACConvergenceCriteria(100000, 0.999),
-        **({"seed": seed, "num_threads": 1} if reg is ours else {}),
-    )
-
-
-def fgr(reg: Any, source: Any, target: Any, voxel: float, seed: int) -> Any:
-    features = [reg.compute_fpfh_feature(cloud, neighbours(voxel)) for cloud in (source, target)]
-    option = reg.FastGlobalRegistrationOption(maximum_correspondence_distance=0.5 * voxel)
-    return reg.registration_fgr_based_on_feature_matching(
-        source, target, *features, option, **({"seed": seed, "num_threads": 1} if reg is ours else {})
-    )
-
-
-def neighbours(voxel: float) -> Any:
-    return open3d.geometry.KDTreeSearchParamHybrid(radius=5 * voxel, max_nn=100)
-
-
 METHODS: dict[str, Callable[..., Any]] = {
-    "RANSAC, mutual filter": lambda *arguments, seed: ransac(*arguments, True, seed),
-    "RANSAC, all matches": lambda *arguments, seed: ransac(*arguments, False, seed),
-    "FGR": lambda *arguments, seed: fgr(*arguments, seed),
+    "RANSAC, mutual filter": ransac,
+    "RANSAC, all matches": partial(ransac, mutual=False),
+    "FGR": fgr,
 }
+
+
+def solve(method: Callable[..., Any], reg: Any, clouds: Sequence[Any], voxel: float, seed: int) -> Any:
+    more = {"seed": seed, "num_threads": 1} if reg is ours else {}
+    return method(reg, clouds, fpfh(reg, clouds, voxel), voxel, **more)
 
 
 def main() -> None:
@@ -94,14 +68,14 @@ def main() -> None:
         right, ratios = defaultdict(list), defaultdict(list)
         tasks = list(fragments.pairs(benchmark, options.pairs, np.random.default_rng(options.seed)))
         for task in tqdm(tasks):
-            source, target = (thinned(fragments, i, options.voxel) for i in (task.source, task.target))
+            clouds = [thinned(fragments, i, options.voxel) for i in (task.source, task.target)]
             for name, method in METHODS.items():
                 for seed in range(options.seeds):
                     seconds = {}
                     for module in sorted(MODULES, reverse=bool(seed % 2)):
                         open3d.utility.random.seed(seed)
                         began = time.perf_counter()
-                        result = method(MODULES[module], source, target, options.voxel, seed=seed)
+                        result = solve(method, MODULES[module], clouds, options.voxel, seed)
                         seconds[module] = time.perf_counter() - began
                         pose = np.array(result.transformation)
                         turn = np.degrees(float(rotation_error(pose, task.T_target_source)))

@@ -111,17 +111,39 @@ def _identity(given: Given) -> Answer:
 
 
 # --- peers -----------------------------------------------------------------------------------------------------------
+def fpfh(registration: Any, clouds: Sequence[Any], voxel: float) -> list[Any]:
+    """Of two Open3D clouds with normals, by Open3D's registration module or one with its names; so the next two."""
+    around = importlib.import_module("open3d").geometry.KDTreeSearchParamHybrid(5 * voxel, 100)
+    return [registration.compute_fpfh_feature(cloud, around) for cloud in clouds]
+
+
+def ransac(
+    registration: Any, clouds: Sequence[Any], features: Sequence[Any], voxel: float, *, mutual: bool = True, **more: Any
+) -> Any:
+    """Open3D's tutorial on global registration, call for call; `more` is told to the module."""
+    checks = [registration.CorrespondenceCheckerBasedOnEdgeLength(0.9)]
+    checks.append(registration.CorrespondenceCheckerBasedOnDistance(1.5 * voxel))
+    return registration.registration_ransac_based_on_feature_matching(
+        *clouds, *features, mutual, 1.5 * voxel, registration.TransformationEstimationPointToPoint(False), 3, checks,
+        registration.RANSACConvergenceCriteria(TRIALS, CONFIDENCE), **more,
+    )  # fmt: skip
+
+
+def fgr(registration: Any, clouds: Sequence[Any], features: Sequence[Any], voxel: float, **more: Any) -> Any:
+    """Fast global registration (Zhou, Park and Koltun, ECCV 2016)."""
+    option = registration.FastGlobalRegistrationOption(maximum_correspondence_distance=0.5 * voxel)
+    return registration.registration_fgr_based_on_feature_matching(*clouds, *features, option, **more)
+
+
 def _features(given: Given) -> tuple[Any, list[Any], list[Any]]:
     """Open3D's registration module, the thinned clouds with normals, and their FPFH."""
     o3d = importlib.import_module("open3d")
     registration, v = o3d.pipelines.registration, given.voxel_size
-    clouds, features = [], []
+    clouds = []
     for points in given.arrays():
-        cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(points)).voxel_down_sample(v)
-        cloud.estimate_normals(o3d.geometry.KDTreeSearchParamHybrid(2 * v, 30))
-        clouds.append(cloud)
-        features.append(registration.compute_fpfh_feature(cloud, o3d.geometry.KDTreeSearchParamHybrid(5 * v, 100)))
-    return registration, clouds, features
+        clouds.append(o3d.geometry.PointCloud(o3d.utility.Vector3dVector(points)).voxel_down_sample(v))
+        clouds[-1].estimate_normals(o3d.geometry.KDTreeSearchParamHybrid(2 * v, 30))
+    return registration, clouds, fpfh(registration, clouds, v)
 
 
 def _open3d_matches(given: Given) -> Matches:
@@ -142,13 +164,7 @@ def _ransac(given: Given) -> Answer:
     """RANSAC on FPFH."""
     registration, clouds, features = _features(given)
     importlib.import_module("open3d").utility.random.seed(0)
-    distance = 1.5 * given.voxel_size
-    checks = [registration.CorrespondenceCheckerBasedOnEdgeLength(0.9)]
-    checks.append(registration.CorrespondenceCheckerBasedOnDistance(distance))
-    start = registration.registration_ransac_based_on_feature_matching(
-        *clouds, *features, True, distance, registration.TransformationEstimationPointToPoint(False), 3, checks,
-        registration.RANSACConvergenceCriteria(TRIALS, CONFIDENCE),
-    )  # fmt: skip
+    start = ransac(registration, clouds, features, given.voxel_size)
     return _refined(given, registration, clouds, start.transformation)
 
 
@@ -156,8 +172,7 @@ def _fgr(given: Given) -> Answer:
     """Fast global registration on FPFH (Zhou, Park and Koltun, ECCV 2016)."""
     registration, clouds, features = _features(given)
     importlib.import_module("open3d").utility.random.seed(0)
-    option = registration.FastGlobalRegistrationOption(maximum_correspondence_distance=0.5 * given.voxel_size)
-    start = registration.registration_fgr_based_on_feature_matching(*clouds, *features, option)
+    start = fgr(registration, clouds, features, given.voxel_size)
     return _refined(given, registration, clouds, start.transformation)
 
 

@@ -5,8 +5,7 @@
 #include <limits>
 #include <vector>
 
-#include "core/kdtree.hpp"
-#include "core/morton.hpp"
+#include "core/neighbours.hpp"
 #include "core/parallel.hpp"
 
 namespace dlc {
@@ -73,9 +72,9 @@ void knn_batch(const PaddedClouds& queries, const PaddedClouds& points, int64_t 
 void knn(const KdTree& tree, const float* queries, int64_t m, int k, float max_distance, float* distances,
          int64_t* indices, int num_threads) {
   if (k <= 0) return;
-  const float limit = squared_limit(max_distance);
-  for_each_run(queries, m, num_threads, [&](const float* near, const int64_t* at, int64_t run) {
-    if (k == 1) {
+  if (k == 1) {
+    const float limit = squared_limit(max_distance);
+    for_each_run(queries, m, num_threads, [&](const float* near, const int64_t* at, int64_t run) {
       int32_t index[kRun];
       float d2[kRun];
       tree.nearest_of_each(near, run, limit, index, d2);
@@ -83,26 +82,20 @@ void knn(const KdTree& tree, const float* queries, int64_t m, int k, float max_d
         distances[at[i]] = std::sqrt(d2[i]);
         indices[at[i]] = index[i];
       }
-      return;
+    });
+    return;
+  }
+  const auto write = [&](int64_t at, const float*, const Neighbours& near) {
+    float* const row_distances = distances + at * k;
+    int64_t* const row_indices = indices + at * k;
+    for (int j = 0; j < near.count; ++j) {
+      row_distances[j] = std::sqrt(near.d2[j]);
+      row_indices[j] = near.index[j];
     }
-    thread_local std::vector<int32_t> index;
-    thread_local std::vector<float> d2;
-    int count[kRun];
-    const int room = static_cast<int>(std::min<int64_t>(k, tree.size()));
-    index.resize(static_cast<std::size_t>(run * room));
-    d2.resize(static_cast<std::size_t>(run * room));
-    tree.knn_of_each(near, run, room, limit, index.data(), d2.data(), count);
-    for (int64_t i = 0; i < run; ++i) {
-      float* const row_distances = distances + at[i] * k;
-      int64_t* const row_indices = indices + at[i] * k;
-      for (int j = 0; j < count[i]; ++j) {
-        row_distances[j] = std::sqrt(d2[static_cast<std::size_t>(i * room + j)]);
-        row_indices[j] = index[static_cast<std::size_t>(i * room + j)];
-      }
-      std::fill(row_distances + count[i], row_distances + k, kInfinity);
-      std::fill(row_indices + count[i], row_indices + k, int64_t{-1});
-    }
-  });
+    std::fill(row_distances + near.count, row_distances + k, kInfinity);
+    std::fill(row_indices + near.count, row_indices + k, int64_t{-1});
+  };
+  for_each_neighbourhood(tree, queries, m, k, max_distance, num_threads, write);
 }
 
 int64_t radius_count(const KdTree& tree, const float* queries, int64_t m, float radius, int64_t* splits,

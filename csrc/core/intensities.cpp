@@ -1,13 +1,9 @@
 #include "core/intensities.hpp"
 
-#include <algorithm>
 #include <cmath>
-#include <cstddef>
-#include <vector>
 
-#include "core/kdtree.hpp"
 #include "core/linalg.hpp"
-#include "core/morton.hpp"
+#include "core/neighbours.hpp"
 
 namespace dlc {
 namespace {
@@ -52,39 +48,28 @@ class TangentFit {
 
 void intensity_gradients(const KdTree& tree, const float* intensities, const float* normals, int k, float max_distance,
                          float* intensities_and_gradients, int num_threads) {
-  const int64_t n = tree.size();
-  const int room = static_cast<int>(std::clamp<int64_t>(k, 0, n));
-  const float limit = squared_limit(max_distance);
-  if (n == 0) return;
-  for_each_run(tree.point(0), n, num_threads, [&](const float* near, const int64_t* at, int64_t run) {
-    thread_local std::vector<int32_t> index;
-    thread_local std::vector<float> d2;
-    int count[kRun];
-    index.resize(static_cast<std::size_t>(run * room));
-    d2.resize(static_cast<std::size_t>(run * room));
-    tree.knn_of_each(near, run, room, limit, index.data(), d2.data(), count);
-    for (int64_t i = 0; i < run; ++i) {
-      const float* const own_normal = normals + 3 * at[i];
-      const double own = intensities[at[i]];
-      double normal[3] = {own_normal[0], own_normal[1], own_normal[2]}, gradient[3] = {};
-      const double length = std::sqrt(dot(normal, normal));
-      if (count[i] >= kLeastIntensityNeighbours && length != 0.0) {
-        for (double& x : normal) x /= length;
-        TangentFit fit(normal);
-        for (int j = 0; j < count[i]; ++j) {
-          const int32_t neighbour = index[static_cast<std::size_t>(i * room + j)];
-          const float* const point = tree.point(neighbour);
-          double way[3];
-          for (int a = 0; a < 3; ++a) way[a] = static_cast<double>(point[a]) - near[3 * i + a];
-          fit.add(way, intensities[neighbour] - own);
-        }
-        fit.solve(count[i] - 1.0, gradient);
+  if (tree.size() == 0) return;
+  const auto differentiate = [&](int64_t at, const float* point, const Neighbours& near) {
+    const float* const own_normal = normals + 3 * at;
+    const double own = intensities[at];
+    double normal[3] = {own_normal[0], own_normal[1], own_normal[2]}, gradient[3] = {};
+    const double length = std::sqrt(dot(normal, normal));
+    if (near.count >= kLeastIntensityNeighbours && length != 0.0) {
+      for (double& x : normal) x /= length;
+      TangentFit fit(normal);
+      for (int j = 0; j < near.count; ++j) {
+        const float* const neighbour = tree.point(near.index[j]);
+        double way[3];
+        for (int a = 0; a < 3; ++a) way[a] = static_cast<double>(neighbour[a]) - point[a];
+        fit.add(way, intensities[near.index[j]] - own);
       }
-      float* const out = intensities_and_gradients + 4 * at[i];
-      out[0] = intensities[at[i]];
-      for (int a = 0; a < 3; ++a) out[1 + a] = static_cast<float>(gradient[a]);
+      fit.solve(near.count - 1.0, gradient);
     }
-  });
+    float* const out = intensities_and_gradients + 4 * at;
+    out[0] = intensities[at];
+    for (int a = 0; a < 3; ++a) out[1 + a] = static_cast<float>(gradient[a]);
+  };
+  for_each_neighbourhood(tree, tree.point(0), tree.size(), k, max_distance, num_threads, differentiate);
 }
 
 }  // namespace dlc

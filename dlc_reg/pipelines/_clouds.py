@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud
 from dlc_reg.ops import estimate_normals
-from dlc_reg.registration.objectives import Objective, Pair
+from dlc_reg.registration.frame import Objective, Pair
 
 Array = NDArray[np.float64]
 

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from dlc_reg.errors import InputError
 from dlc_reg.pipelines._clouds import Cloud, covariances_from_normals, prepare_pair, read_cloud, read_correspondences
+from dlc_reg.registration.frame import Objective
 from dlc_reg.registration.icp import estimate_update
 from dlc_reg.registration.learned.apply import estimate, shipped
 from dlc_reg.registration.learned.weights import load_model
-from dlc_reg.registration.objectives import Generalized, Objective, PointToPlane, PointToPoint, Symmetric
+from dlc_reg.registration.objectives import Generalized, PointToPlane, PointToPoint, Symmetric
 
 Array = NDArray[np.float64]
 

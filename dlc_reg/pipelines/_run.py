@@ -25,8 +25,8 @@ from dlc_reg.pipelines._estimation import (
     _as_float,
 )
 from dlc_reg.registration import result as _result
+from dlc_reg.registration.frame import Evaluation, Objective, Pair
 from dlc_reg.registration.icp import Convergence, icp_pair
-from dlc_reg.registration.objectives import Evaluation, Objective, Pair
 
 Array = NDArray[np.float64]
 

@@ -17,18 +17,16 @@ def equivalent_poses(search: GlobalSearch, pose: Tensor, candidates: Candidates)
     Two motions of a shape onto itself make a third, so that what the candidates lack is made of those that they have.
     They are as exact as the thinned clouds; a refinement from one of them (`init`) makes it as exact as the answer.
     """
-    found = _distinct(_as_good(search, pose, candidates), search, pose)
+    enough = RIVAL_OVERLAP * search.judge(pose[None]).overlap[0]
+    found = _distinct(candidates[candidates.overlap > enough], search, pose)
     motions = found @ torch.linalg.inv(pose)
     products = (motions[:, None] @ motions[None] @ pose).reshape(-1, 4, 4)
     new = _distinct(Candidates(products, *[torch.zeros(len(products), dtype=torch.float64)] * 6), search, pose, *found)
     if len(new):
         refined = search.refine(search.constraint.admit(new[:MOST], search.source.center))
-        found = _distinct(_as_good(search, pose, search.judge(torch.cat([found, refined]))), search, pose)
+        judged = search.judge(torch.cat([found, refined]))
+        found = _distinct(judged[judged.overlap > enough], search, pose)
     return found
-
-
-def _as_good(search: GlobalSearch, pose: Tensor, candidates: Candidates) -> Candidates:
-    return candidates[candidates.overlap > RIVAL_OVERLAP * search.judge(pose[None]).overlap[0]]
 
 
 def _distinct(candidates: Candidates, search: GlobalSearch, *known: Tensor) -> Tensor:

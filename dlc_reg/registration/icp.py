@@ -20,7 +20,7 @@ from dlc_reg.geometry import PointCloud
 from dlc_reg.iterate import Record, Settled, Status, Termination, iterate
 from dlc_reg.registration.budget import Budget
 from dlc_reg.registration.constraint import FREE, Constraint
-from dlc_reg.registration.objectives import Evaluation, Objective, Pair
+from dlc_reg.registration.frame import Evaluation, Objective, Pair
 from dlc_reg.registration.result import RegistrationResult
 from dlc_reg.registration.uncertainty import uncertainty
 
@@ -81,7 +81,7 @@ def icp(
     """Registers `source` to `target` from `T_init` (4, 4), T_target_source absolute; None is identity.
 
     Args:
-        objective: `PointToPoint()`, `PointToPlane()`, `Symmetric()`, `Generalized()` or `Colored()`.
+        objective: one of `registration.objectives`, or another `registration.frame.Objective`.
         max_distance: pairs further apart are ignored, in the points' unit; inf is allowed.
         convergence: when to stop; by default 30 iterations or changes below 1e-6 in fitness and in RMSE over extent.
         callback: as for `dlc_reg.iterate`.

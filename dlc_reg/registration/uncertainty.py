@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dlc_reg.registration.frame import Evaluation, Objective
 from dlc_reg.registration.freedom import FreeMotion, describe_null_space, free_motions
-from dlc_reg.registration.objectives import Evaluation, Objective
 
 Array = NDArray[np.float64]
 

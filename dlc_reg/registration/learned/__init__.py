@@ -1,20 +1,15 @@
-"""Registration networks, each written from its paper, in one frame."""
+"""Registration networks, each written from its paper, in one frame.
 
-from dlc_reg.networks.arguments import recorded
-from dlc_reg.registration.learned.dcp import DCP
-from dlc_reg.registration.learned.frame import RegistrationNetwork
-from dlc_reg.registration.learned.pointnetlk import PointNetLK
-from dlc_reg.registration.learned.prnet import PRNet
-from dlc_reg.registration.learned.ranked import RankedICP
-from dlc_reg.registration.learned.rpmnet import RPMNet
-from dlc_reg.registration.learned.softicp import SoftICP
+A network is one module here: a `RegistrationNetwork` under `@architecture("its name")`. Importing the package imports
+them all, so that recipes and weights find it by that name.
+"""
 
-ARCHITECTURES: dict[str, type[RegistrationNetwork]] = {
-    "pointnetlk": recorded(PointNetLK),
-    "dcp": recorded(DCP),
-    "rpmnet": recorded(RPMNet),
-    "prnet": recorded(PRNet),
-    "softicp": recorded(SoftICP),
-    "ranked": recorded(RankedICP),
-}
-"""By the name that recipes and weights use."""
+import importlib
+import pkgutil
+
+from dlc_reg.registration.learned.frame import ARCHITECTURES
+
+__all__ = ["ARCHITECTURES"]
+
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)

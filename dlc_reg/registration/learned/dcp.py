@@ -12,9 +12,11 @@ from dlc_reg.networks.dgcnn import DGCNN
 from dlc_reg.networks.neighbours import ABSENT, weights
 from dlc_reg.networks.transformer import CoAttention
 from dlc_reg.registration.assignment import Assignment, SoftAssignment
+from dlc_reg.registration.learned.frame import architecture
 from dlc_reg.registration.learned.passes import Encoded, Repeated
 
 
+@architecture("dcp")
 class DCP(Repeated):
     """E of `SoftAssignment`, one way and without outliers, with a_ij = Phi(p_i) . Phi(q_j) / sqrt(C).
 

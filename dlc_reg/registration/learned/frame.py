@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from dlc_reg.errors import InputError
 from dlc_reg.iterate import Solution, Termination, UpdateRule, iterate
 from dlc_reg.manifold import SE3
+from dlc_reg.networks.arguments import recorded
 from dlc_reg.updates import FixedPoint
 
 
@@ -92,6 +94,22 @@ class RegistrationNetwork(nn.Module, ABC):
     def start(self, source: Tensor) -> Tensor:
         """The identity for each pair of a batch, (B, 4, 4)."""
         return self.manifold.identity((len(source),), dtype=source.dtype, device=source.device)
+
+
+ARCHITECTURES: dict[str, type[RegistrationNetwork]] = {}
+"""By the name that recipes and weights use."""
+
+Network = TypeVar("Network", bound=type[RegistrationNetwork])
+
+
+def architecture(name: str) -> Callable[[Network], Network]:
+    """Gives a network's class its name in `ARCHITECTURES`; written again, in a notebook say, it replaces the first."""
+
+    def named(kind: Network) -> Network:
+        ARCHITECTURES[name] = recorded(kind)
+        return kind
+
+    return named
 
 
 def check_batch(

@@ -11,7 +11,7 @@ from torch import Tensor
 from dlc_reg.networks.neighbours import blanked, weights
 from dlc_reg.networks.pointnet import PointNet
 from dlc_reg.registration.assignment import transform
-from dlc_reg.registration.learned.frame import RegistrationNetwork
+from dlc_reg.registration.learned.frame import RegistrationNetwork, architecture
 from dlc_reg.updates import LevenbergMarquardt
 
 
@@ -25,6 +25,7 @@ class Aligned(NamedTuple):
     scale: Tensor  # (B, 1)
 
 
+@architecture("pointnetlk")
 class PointNetLK(RegistrationNetwork):
     """E(omega) = 1/2 |r|^2, r = (phi(T p - c) - phi(q - c)) / s, with c the target's mean and s such that E of the
     target turned a quarter about x, y or z is 1 on average: E has no unit, and features cannot shrink it.

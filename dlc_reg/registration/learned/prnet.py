@@ -10,10 +10,12 @@ from torch.nn import functional
 from dlc_reg.networks.neighbours import check_counts, gather, layers, masked_max
 from dlc_reg.registration.assignment import Assignment
 from dlc_reg.registration.learned.dcp import DCP, products
+from dlc_reg.registration.learned.frame import architecture
 
 COLDEST = 0.01  # temperature
 
 
+@architecture("prnet")
 class PRNet(DCP):
     """E of `SoftAssignment` over the keypoints, the points with the largest features |Phi|, one way, without outliers:
     a_ij = -|Phi(p_i) - Phi(q_j)|^2 / (sqrt(C) temperature).

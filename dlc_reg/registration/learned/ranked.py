@@ -14,13 +14,14 @@ from dlc_reg.networks.judge import Judge, describe, evidence
 from dlc_reg.networks.neighbours import blanked, weights
 from dlc_reg.registration.assignment import Assignment, SoftAssignment
 from dlc_reg.registration.learned.dcp import without_padding
-from dlc_reg.registration.learned.frame import RegistrationNetwork
+from dlc_reg.registration.learned.frame import RegistrationNetwork, architecture
 from dlc_reg.registration.learned.nearby import angles, poses_near
 
 RIGHT = math.radians(6), 0.15  # a pose as near to the truth as this is right in training
 FAR = math.radians(60), 0.5  # from here on poses are equally wrong
 
 
+@architecture("ranked")
 class RankedICP(RegistrationNetwork):
     """Hypotheses by matches and votes of features, refined by point-to-plane ICP, and ranked by `Judge`.
 

@@ -12,10 +12,12 @@ from dlc_reg.networks.local import LocalEncoder
 from dlc_reg.networks.neighbours import check_counts, layers, masked_max, weights
 from dlc_reg.registration.assignment import Assignment
 from dlc_reg.registration.learned.dcp import products, without_padding
+from dlc_reg.registration.learned.frame import architecture
 from dlc_reg.registration.learned.passes import Encoded, Repeated
 from dlc_reg.registration.learned.transport import Transport
 
 
+@architecture("rpmnet")
 class RPMNet(Repeated):
     """E of `Transport` with L_ij = beta (alpha - |F(p_i) - F(q_j)|^2 - kappa |R p_i + t - q_j|^2).
 

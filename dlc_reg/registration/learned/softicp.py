@@ -12,7 +12,7 @@ from dlc_reg.networks.invariant import InvariantEncoder
 from dlc_reg.networks.neighbours import ABSENT, blanked, gather, weights
 from dlc_reg.registration.assignment import Assignment, SoftAssignment
 from dlc_reg.registration.global_search import super_fibonacci
-from dlc_reg.registration.learned.frame import RegistrationNetwork
+from dlc_reg.registration.learned.frame import RegistrationNetwork, architecture
 
 MATCHES, TOLERANCE, SEEDS = 256, 0.08, 64  # of the features' matches that propose poses; clouds are about two wide
 SCREENED = 256  # points of the source that choose among starts
@@ -21,6 +21,7 @@ STRIP = 1 << 22  # affinities that are searched for matches at once
 WIDENING = ((1 / 64, 24), (1 / 16, 12), (1 / 4, 6))  # factors of the sharpness, and how many starts survive each
 
 
+@architecture("softicp")
 class SoftICP(RegistrationNetwork):
     """E of `SoftAssignment` with a_ij = -gamma |phi(p_i) - phi(q_j)|^2 + log s_i + log s_j, s the probability that a
     point has a counterpart; gamma, beta and the outlier level are learned.

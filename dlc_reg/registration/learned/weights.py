@@ -16,8 +16,7 @@ from typing import Any
 
 from dlc_reg.errors import InputError
 from dlc_reg.networks.files import load_network, save_network
-from dlc_reg.registration.learned import ARCHITECTURES
-from dlc_reg.registration.learned.frame import RegistrationNetwork
+from dlc_reg.registration.learned.frame import ARCHITECTURES, RegistrationNetwork
 
 SUFFIX = ".safetensors"
 _FOLDER = resources.files("dlc_reg") / "weights"

@@ -18,7 +18,7 @@ from dlc_reg.ops._reference import robust_weight
 from dlc_reg.pipelines._clouds import Cloud, read_cloud
 from dlc_reg.pipelines._estimation import _as_float, _as_int, _require
 from dlc_reg.pipelines._run import as_transformation
-from dlc_reg.registration.objectives import Evaluation, Objective
+from dlc_reg.registration.frame import Evaluation, Objective
 from dlc_reg.registration.steps import euler_motion, solve_least
 from dlc_reg.t.pipelines._estimation import TransformationEstimation, _pairs, kernel_options, like, products
 from dlc_reg.t.pipelines._robust_kernel import RobustKernel, as_robust_kernel
