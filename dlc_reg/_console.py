@@ -95,14 +95,13 @@ def check_outputs(
     suffixes: Mapping[str, tuple[str, ...]] = SUFFIXES,
 ) -> None:
     """Raises `InputError` for a path that could not be written once the work is done, or must not be."""
-    if "--report" in outputs or "--plot" in outputs:
+    if "--plot" in outputs:
         from dlc_reg.report import require_viz
 
-        option = "--report" if "--report" in outputs else "--plot"
         try:
             require_viz()
         except ImportError as error:
-            raise InputError(option, str(outputs[option]), str(error)) from None
+            raise InputError("--plot", str(outputs["--plot"]), str(error)) from None
     seen: dict[Path, str] = {}
     for option, path in outputs.items():
         shown = f"'{path}'"

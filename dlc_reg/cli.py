@@ -34,7 +34,7 @@ from dlc_reg.report import headline
 
 EXTRAS = {
     "open3d": ("open3d",),
-    "viz": ("plotly", "matplotlib"),
+    "viz": ("matplotlib",),
     "las": ("laspy", "lazrs"),
     "e57": ("pye57",),
     "parquet": ("pyarrow",),
