@@ -139,13 +139,10 @@
   };
   let waiting = false;
   const redraw = () => {
+    say("view", JSON.stringify([...view.from, ...view.moved, view.zoom].map((value) => Number(value.toFixed(6)))));
     if (waiting) return;
     waiting = true;
-    requestAnimationFrame(() => {
-      waiting = false;
-      scenes.forEach(draw);
-      say("view", JSON.stringify([...view.from, ...view.moved, view.zoom].map((value) => Number(value.toFixed(6)))));
-    });
+    requestAnimationFrame(() => { waiting = false; scenes.forEach(draw); });
   };
 
   const data = JSON.parse(byId("data").textContent);
