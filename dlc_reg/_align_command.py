@@ -57,14 +57,16 @@ def command(
     _check(outputs, [source, target], overwrite)
     start = None if init is None else _matrix(init)
     try:
-        result = align_images(source, target, init=start, **options)
+        with console.working("aligning", show=not quiet):
+            result = align_images(source, target, init=start, **options)
     except InputError as error:  # speak of options, not of Python's arguments
         name = NAMES.get(error.argument, f"--{error.argument.replace('_', '-')}")
         raise InputError(name, error.given, error.expected) from error
     failed = result.verdict is Verdict.FAILED
     withheld = [path for option, path in outputs.items() if failed and option != "--plot"]
     written = {option: path for option, path in outputs.items() if path not in withheld}
-    _write(result, written, overwrite)
+    with console.working("writing", show=not quiet):
+        _write(result, written, overwrite)
     if as_json:
         paths = {option.removeprefix("--").replace("-", "_"): str(path) for option, path in written.items()}
         code = int(console.exit_code(result.verdict))

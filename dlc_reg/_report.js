@@ -119,6 +119,7 @@
     const { canvas, gl, uniform } = scene, ratio = Math.min(devicePixelRatio, 2);
     const wide = canvas.clientWidth, high = canvas.clientHeight, scale = scaleOf(scene);
     if (!wide || !high) return;
+    scene.drawn = wide + " " + high;
     for (const [side, pixels] of [["width", Math.round(wide * ratio)], ["height", Math.round(high * ratio)]]) {
       if (canvas[side] !== pixels) canvas[side] = pixels;
     }
@@ -220,7 +221,7 @@
       event.preventDefault();
     });
     canvas.addEventListener("webglcontextlost", () => root.classList.remove("drawing"));
-    new ResizeObserver(redraw).observe(canvas);
+    new ResizeObserver(() => { if (scene.drawn !== canvas.clientWidth + " " + canvas.clientHeight) redraw(); }).observe(canvas);
   };
   buttons.forEach((button) => button.addEventListener("click", () => look(button.dataset.view)));
   document.querySelectorAll("[data-zoom]").forEach((button) => button.addEventListener("click", () => zoom(Number(button.dataset.zoom))));

@@ -50,7 +50,9 @@ def page(result: RegistrationResult, scene: Scene) -> str:
     verdict = result.verdict.value if result.verdict else "none"
     limit, hottest = _limits(result, scene)
     clouds = _clouds(scene, limit, hottest)
-    evidence = {name: result.settings[name] for name in ("trust", "evidence") if name in result.settings}
+    evidence: dict[str, Any] = {
+        name: result.settings[name] for name in ("trust", "evidence") if name in result.settings
+    }
     fields = {
         "csp": _digest(script),
         "style": (here / "_report.css").read_text(encoding="utf-8"),
@@ -177,7 +179,8 @@ def _residual_note(result: RegistrationResult, scene: Scene) -> str:
 def _limits(result: RegistrationResult, scene: Scene) -> tuple[float, float]:
     """The distance where "farther away" begins, and the one where the colours end."""
     setting = result.settings.get("max_correspondence_distance")
-    limit = float(setting or max(np.quantile(scene.residuals, 0.95), 1e-6 * np.ptp(scene.after), 1e-12))
+    far = float(np.quantile(scene.residuals, 0.95))
+    limit = float(setting or max(far, 1e-6 * float(np.ptp(scene.after)), 1e-12))
     near = scene.residuals[scene.residuals < limit]
     if not len(near):  # nothing has a counterpart: how far away everything is says more than an empty chart
         limit, near = 1.001 * float(scene.residuals.max()), scene.residuals

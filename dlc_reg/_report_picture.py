@@ -25,7 +25,7 @@ def colours(ramp: Ramp, shares: NDArray[np.float32]) -> NDArray[np.uint8]:
     known = np.nan_to_num(shares)
     mixed = np.stack([np.interp(known, np.linspace(0, 1, len(ends)), channel) for channel in ends.T], axis=1)
     mixed[np.isnan(shares)] = _rgb(GREY)
-    return np.rint(mixed).astype(np.uint8)
+    return np.asarray(np.rint(mixed), np.uint8)
 
 
 def hexadecimal(ramp: Ramp, share: float) -> str:
@@ -57,7 +57,7 @@ def picture(
     fine[down[inside], across[inside]] = dots[np.nonzero(inside)[0]]
     blocks = fine.reshape(size[1], FINER, size[0], FINER, 4).astype(np.float32).mean(axis=(1, 3))
     blocks[..., :3] *= 255 / np.maximum(blocks[..., 3:], 1)  # the mean of the dots' colours, not of the clear pixels'
-    return np.rint(blocks).astype(np.uint8)
+    return np.asarray(np.rint(blocks), np.uint8)
 
 
 def framed(flat: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

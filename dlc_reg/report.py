@@ -74,7 +74,7 @@ def _figure(result: RegistrationResult, scene: Scene) -> Any:
     head = 0.95 + line * len(reasons)
     height = head + tall + 0.35
     figure = Figure(figsize=(width, height), facecolor="white")
-    middle = {"ha": "center", "va": "center"}
+    middle: dict[str, Any] = {"ha": "center", "va": "center"}
     figure.text(0.5, 1 - 0.32 / height, verdict.upper(), fontsize=19, weight="bold", color=colour, **middle)
     for row, reason in enumerate(reasons):
         y = 1 - (0.68 + line * row) / height
@@ -91,6 +91,6 @@ def _figure(result: RegistrationResult, scene: Scene) -> Any:
     for (x, align, label, ramp), cloud in zip(keys, result.clouds or (), strict=True):
         name = cloud.name if len(cloud.name) <= 48 else "…" + cloud.name[-47:]
         named = label if name in (label, "") else f"{label}: {name}"
-        style = {"fontsize": 11, "color": hexadecimal(ramp, 0.72), "parse_math": False}
+        style: dict[str, Any] = {"fontsize": 11, "color": hexadecimal(ramp, 0.72), "parse_math": False}
         figure.text(x, 0.17 / height, f"● {named}", ha=align, va="center", **style)
     return figure

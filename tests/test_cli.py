@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -279,6 +280,37 @@ def test_bad_files_write_nothing(
     result = run("register", *pair, "-o", tmp_path / "moved.ply", "--report", tmp_path / "page.html")
     assert result.exit_code == 64 and result.stderr.startswith(f"error: {side}: got ")
     assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["register", "--bogus"], "No such option '--bogus' (main register --help tells more)"),
+        (["bogus"], "No such command 'bogus' (main --help tells more)"),
+        (["completion"], "Choose from: bash, zsh, fish (main completion --help tells more)"),
+    ],
+)
+def test_misspelt_command_line_is_one_line(arguments: list[str], words: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 64 and result.stdout == ""
+    assert (
+        result.stderr.startswith("error: ") and result.stderr.endswith(words + "\n") and result.stderr.count("\n") == 1
+    )
+
+
+def test_what_takes_its_time_is_said_on_a_terminal_only_and_wiped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _console.working("reading"):
+        pass
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with _console.working("reading", show=False):
+        pass
+    assert capsys.readouterr() == ("", "")
+    with _console.working("reading"):
+        assert capsys.readouterr() == ("", "reading ...")
+    assert capsys.readouterr() == ("", "\r" + 11 * " " + "\r")
 
 
 def test_missing_extra_is_said_before_the_work(
