@@ -239,7 +239,11 @@
       scenes.forEach(listen);
       look("start");
     }
-    requestAnimationFrame(() => say("scenes", String(root.classList.contains("drawing") ? 3 : 0)));
+    requestAnimationFrame(() => {  // after the first drawing, which waits in the same frame
+      scenes.forEach(({ gl }) => gl.finish());
+      say("scenes", String(root.classList.contains("drawing") ? 3 : 0));
+      say("milliseconds", String(Math.round(performance.now())));  // since the page was opened
+    });
   } catch (error) {
     say("error", String(error));
     root.classList.remove("drawing");
