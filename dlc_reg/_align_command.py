@@ -129,7 +129,8 @@ def _summary(result: AlignmentResult, written: dict[str, Path], withheld: list[P
         console.line(label, " ".join(f"{x:14.7g}" for x in row))
     evidence = result.evidence
     agreement = f"the other way round {evidence['backward']:.2f} pixels away, overlap {evidence['overlap']:.0%}"
-    console.line("fit", f"correlation {result.correlation:.3f}, gap to the next {evidence['gap']:.3f}, {agreement}")
+    gap = f"gap to the next {evidence['gap']:.3f}, " if np.isfinite(evidence["gap"]) else ""  # where there is a next
+    console.line("fit", f"correlation {result.correlation:.3f}, {gap}{agreement}")
     if written:
         console.line("wrote", ", ".join(map(str, written.values())))
     if withheld:
