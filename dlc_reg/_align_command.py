@@ -57,14 +57,16 @@ def command(
     _check(outputs, [source, target], overwrite)
     start = None if init is None else _matrix(init)
     try:
-        result = align_images(source, target, init=start, **options)
+        with console.working("aligning", show=not quiet):
+            result = align_images(source, target, init=start, **options)
     except InputError as error:  # speak of options, not of Python's arguments
         name = NAMES.get(error.argument, f"--{error.argument.replace('_', '-')}")
         raise InputError(name, error.given, error.expected) from error
     failed = result.verdict is Verdict.FAILED
     withheld = [path for option, path in outputs.items() if failed and option != "--plot"]
     written = {option: path for option, path in outputs.items() if path not in withheld}
-    _write(result, written, overwrite)
+    with console.working("writing", show=not quiet):
+        _write(result, written, overwrite)
     if as_json:
         paths = {option.removeprefix("--").replace("-", "_"): str(path) for option, path in written.items()}
         code = int(console.exit_code(result.verdict))
@@ -127,7 +129,8 @@ def _summary(result: AlignmentResult, written: dict[str, Path], withheld: list[P
         console.line(label, " ".join(f"{x:14.7g}" for x in row))
     evidence = result.evidence
     agreement = f"the other way round {evidence['backward']:.2f} pixels away, overlap {evidence['overlap']:.0%}"
-    console.line("fit", f"correlation {result.correlation:.3f}, gap to the next {evidence['gap']:.3f}, {agreement}")
+    gap = f"gap to the next {evidence['gap']:.3f}, " if np.isfinite(evidence["gap"]) else ""  # where there is a next
+    console.line("fit", f"correlation {result.correlation:.3f}, {gap}{agreement}")
     if written:
         console.line("wrote", ", ".join(map(str, written.values())))
     if withheld:

@@ -6,7 +6,8 @@ import enum
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,11 @@ class Console(click.Group):
         try:
             code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         except click.ClickException as error:
-            error.show()
-            code = Exit.BAD_INPUT
+            if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # click before 8.2 has none
+                error.show()
+                code = Exit.BAD_INPUT
+            else:
+                code = _complain(_in_one_line(error), Exit.BAD_INPUT, debug)
         except InputError as error:
             code = _complain(str(error), Exit.BAD_INPUT, debug)
         except (KeyboardInterrupt, click.Abort):
@@ -70,6 +74,12 @@ class Console(click.Group):
         if standalone_mode:
             sys.exit(int(code or 0))
         return code
+
+
+def _in_one_line(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    remedy = f" ({context.command_path} --help tells more)" if context else ""
+    return " ".join(error.format_message().split()).removesuffix(".") + remedy
 
 
 def _complain(message: str, code: Exit, debug: bool) -> Exit:
@@ -95,14 +105,13 @@ def check_outputs(
     suffixes: Mapping[str, tuple[str, ...]] = SUFFIXES,
 ) -> None:
     """Raises `InputError` for a path that could not be written once the work is done, or must not be."""
-    if "--report" in outputs or "--plot" in outputs:
+    if "--plot" in outputs:
         from dlc_reg.report import require_viz
 
-        option = "--report" if "--report" in outputs else "--plot"
         try:
             require_viz()
         except ImportError as error:
-            raise InputError(option, str(outputs[option]), str(error)) from None
+            raise InputError("--plot", str(outputs["--plot"]), str(error)) from None
     seen: dict[Path, str] = {}
     for option, path in outputs.items():
         shown = f"'{path}'"
@@ -132,6 +141,17 @@ def read_transform(path: Path, option: str) -> NDArray[np.float64]:
     return matrix
 
 
+@contextmanager
+def working(what: str, *, show: bool = True) -> Iterator[None]:
+    """Says on a terminal what takes its time, while it does; stderr that goes elsewhere gets nothing."""
+    shown = f"{what} ..." if show and sys.stderr.isatty() else ""
+    click.echo(shown, nl=False, err=True)
+    try:
+        yield
+    finally:
+        click.echo("\r" + " " * len(shown) + "\r" if shown else "", nl=False, err=True)
+
+
 def vector(values: Iterable[float]) -> str:
     return "(" + ", ".join(number(float(value)) for value in values) + ")"
 
@@ -142,5 +162,6 @@ def line(label: str, text: str, *, colour: str | None = None, width: int = 8) ->
 
 
 def verdict_line(result: RegistrationResult, sentence: str) -> None:
+    sentence = sentence.replace("with_scaling=True", "--with-scaling")  # options, not Python's arguments
     colour = {Exit.TRUSTED: "green", Exit.FAILED: "red"}.get(exit_code(result.verdict), "yellow")
     line("VERDICT", sentence, colour=colour)

@@ -74,7 +74,8 @@ def command(
         )
     except InputError as error:
         raise _in_paths(in_options(error, options, ["clouds"]), paths) from error
-    written, withheld = _write(result, paths, outputs, overwrite)
+    with console.working("writing", show=not quiet):
+        written, withheld = _write(result, paths, outputs, overwrite)
     if not quiet:
         _summary(result)
         console.line("wrote", ", ".join(map(str, written)))

@@ -1,237 +1,251 @@
 "use strict";
+// Turns the clouds, in WebGL and without perspective, so that one scale bar holds for all of a view. Everything else on the
+// page is there without this script.
 (() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
   const root = document.documentElement;
   const byId = (id) => document.getElementById(id);
-
   // The page says what became of it, for people who test it and for the style sheet.
   const say = (key, value) => { root.dataset[key] = value; };
   document.addEventListener("securitypolicyviolation", (event) => say("violation", event.violatedDirective + " " + event.blockedURI));
 
   byId("copy").addEventListener("click", async () => {
-    const text = byId("matrix").textContent;
     let copied = true;
     try {
-      await navigator.clipboard.writeText(text);
+      await navigator.clipboard.writeText(byId("matrix").textContent);
     } catch {  // the clipboard is closed to files in some browsers
       getSelection().selectAllChildren(byId("matrix"));
       copied = document.execCommand("copy");
     }
     byId("copied").textContent = copied ? "Copied" : "Press Ctrl+C to copy the selection";
   });
+  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((details) => { details.open = true; }));
 
-  const floats = (text) => {
-    const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
-    return new Float32Array(bytes.buffer);
+  const bytes = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+  const sum = (a, b) => a.map((value, k) => value + b[k]);
+  const times = (v, by) => v.map((value) => value * by);
+  const mixed = (a, b, cos, sin) => sum(times(a, cos), times(b, sin));
+  const cross = (a, b) => [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]];
+
+  // Colours of values 0 to 254 along a ramp of hexadecimal colours; 255 is grey, "no value".
+  const painted = (values, ramp) => {
+    const ends = ramp.map((colour) => [1, 3, 5].map((k) => parseInt(colour.slice(k, k + 2), 16)));
+    const palette = Array.from({ length: 255 }, (_, value) => {
+      const at = (value / 254) * (ends.length - 1), k = Math.min(Math.floor(at), ends.length - 2);
+      return mixed(ends[k], ends[k + 1], 1 - (at - k), at - k);
+    });
+    palette.push([140, 148, 157]);
+    const colours = new Uint8Array(3 * values.length);
+    values.forEach((value, i) => colours.set(palette[value], 3 * i));
+    return colours;
   };
-  const columns = (text) => {
-    const all = floats(text);
-    const pick = (offset) => Float32Array.from({ length: all.length / 3 }, (_, i) => all[3 * i + offset]);
-    return { x: pick(0), y: pick(1), z: pick(2) };
+
+  const VERTEX = `
+    attribute vec3 point, colour;
+    uniform vec3 centre, right, up, from;
+    uniform float size;
+    varying vec3 tint;
+    void main() {
+      vec3 at = point - centre;
+      gl_Position = vec4(dot(at, right), dot(at, up), -dot(at, from), 1.0);
+      gl_PointSize = size;
+      tint = colour;
+    }`;
+  const FRAGMENT = `
+    precision mediump float;
+    varying vec3 tint;
+    void main() {
+      vec2 off = gl_PointCoord - 0.5;
+      if (dot(off, off) > 0.25) discard;
+      gl_FragColor = vec4(tint, 1.0);
+    }`;
+
+  const programOf = (gl) => {
+    const program = gl.createProgram();
+    for (const [kind, text] of [[gl.VERTEX_SHADER, VERTEX], [gl.FRAGMENT_SHADER, FRAGMENT]]) {
+      const shader = gl.createShader(kind);
+      gl.shaderSource(shader, text);
+      gl.compileShader(shader);
+      gl.attachShader(program, shader);
+    }
+    gl.linkProgram(program);
+    if (!gl.getProgramParameter(program, gl.LINK_STATUS)) throw new Error(gl.getProgramInfoLog(program) || "WebGL");
+    gl.useProgram(program);
+    gl.enable(gl.DEPTH_TEST);
+    return program;
   };
-  const colour = (name) => getComputedStyle(root).getPropertyValue("--" + name).trim();
 
-  const SOURCE = [[0, "#7a3b00"], [1, "#f5a623"]];
-  const TARGET = [[0, "#0a3561"], [1, "#4aa5e8"]];
-  const HEAT = [[0, "#440154"], [0.25, "#3b528b"], [0.5, "#21918c"], [0.75, "#5ec962"], [1, "#fde725"]];
-
-  const clouds = { before: columns(data.before), after: columns(data.after), target: columns(data.target) };
-  const shades = { before: floats(data.beforeShade), after: floats(data.afterShade), target: floats(data.targetShade) };
-  const residuals = floats(data.residuals);
-
-  const SIZE = residuals.length + clouds.target.x.length > 10000 ? 2 : 3.5;
-  const CONFIG = { displaylogo: false, displayModeBar: false, responsive: true, scrollZoom: true };
-  const bounds = (parts) => ["x", "y", "z"].map((axis) => {
+  const sceneOf = (canvas, gl, clouds) => {
+    const program = programOf(gl);
+    const points = new Float32Array(clouds.reduce((n, { points }) => n + points.length, 0));
+    const colours = new Uint8Array(points.length);
+    let filled = 0;
+    for (const cloud of clouds) {
+      points.set(cloud.points, filled);
+      colours.set(cloud.colours, filled);
+      filled += cloud.points.length;
+    }
+    for (const [name, values, type] of [["point", points, gl.FLOAT], ["colour", colours, gl.UNSIGNED_BYTE]]) {
+      const place = gl.getAttribLocation(program, name);
+      gl.bindBuffer(gl.ARRAY_BUFFER, gl.createBuffer());
+      gl.bufferData(gl.ARRAY_BUFFER, values, gl.STATIC_DRAW);
+      gl.enableVertexAttribArray(place);
+      gl.vertexAttribPointer(place, 3, type, type !== gl.FLOAT, 0, 0);
+    }
+    const uniform = Object.fromEntries(["centre", "right", "up", "from", "size"].map((name) => [name, gl.getUniformLocation(program, name)]));
     let low = Infinity, high = -Infinity;
-    for (const part of parts) for (const value of part[axis]) { low = Math.min(low, value); high = Math.max(high, value); }
-    const margin = 0.02 * (high - low) || 1e-9;
-    return [low - margin, high + margin];
-  });
-  const vector = (v) => ({ x: v[0], y: v[1], z: v[2] });
-  const scaled = (v, by) => ({ x: v.x * by, y: v.y * by, z: v.z * by });
+    for (const value of points) { low = Math.min(low, value); high = Math.max(high, value); }
+    return { canvas, gl, points, uniform, deep: 2 * (high - low) || 1 };
+  };
+
+  const view = { right: [1, 0, 0], up: [0, 1, 0], from: [0, 0, 1], zoom: 1, moved: [0, 0, 0] };
+  const scenes = [];
+
+  // The middle and half the extent of a scene's points as this view sees them, all but a few far ones.
+  const frame = (scene) => {
+    const { points } = scene, n = points.length / 3;
+    scene.centre = [0, 0, 0];
+    scene.half = [view.right, view.up, view.from].map((axis) => {
+      const along = new Float32Array(n);
+      for (let i = 0; i < n; i += 1) along[i] = points[3 * i] * axis[0] + points[3 * i + 1] * axis[1] + points[3 * i + 2] * axis[2];
+      along.sort();
+      const few = Math.floor(0.001 * n), low = along[few], high = along[n - 1 - few];
+      scene.centre = sum(scene.centre, times(axis, (low + high) / 2));
+      return (high - low) / 2;
+    });
+  };
+  const scaleOf = ({ canvas, half }) => 0.46 * view.zoom * Math.min(canvas.clientWidth / (half[0] || 1e-9), canvas.clientHeight / (half[1] || 1e-9));  // pixels a unit
+
+  const draw = (scene) => {
+    const { canvas, gl, uniform } = scene, ratio = Math.min(devicePixelRatio, 2);
+    const wide = canvas.clientWidth, high = canvas.clientHeight, scale = scaleOf(scene);
+    if (!wide || !high) return;
+    scene.drawn = wide + " " + high;
+    for (const [side, pixels] of [["width", Math.round(wide * ratio)], ["height", Math.round(high * ratio)]]) {
+      if (canvas[side] !== pixels) canvas[side] = pixels;
+    }
+    gl.viewport(0, 0, canvas.width, canvas.height);
+    gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
+    gl.uniform3fv(uniform.centre, sum(scene.centre, view.moved));
+    gl.uniform3fv(uniform.right, times(view.right, (2 * scale) / wide));
+    gl.uniform3fv(uniform.up, times(view.up, (2 * scale) / high));
+    gl.uniform3fv(uniform.from, times(view.from, 1 / scene.deep));
+    const even = Math.sqrt((wide * high) / (scene.points.length / 3));  // pixels between points spread over all of it
+    gl.uniform1f(uniform.size, ratio * Math.min(Math.max(even, 1.8), 0.011 * wide) * Math.sqrt(Math.max(view.zoom, 1)));
+    gl.drawArrays(gl.POINTS, 0, scene.points.length / 3);
+    const most = (0.3 * wide) / scale, power = 10 ** Math.floor(Math.log10(most));
+    const length = power * (most >= 5 * power ? 5 : most >= 2 * power ? 2 : 1);
+    const ruler = canvas.nextElementSibling;
+    ruler.style.width = length * scale + "px";
+    ruler.textContent = String(Number(length.toPrecision(1)));
+  };
+  let waiting = false;
+  const redraw = () => {
+    say("view", JSON.stringify([...view.from, ...view.moved, view.zoom].map((value) => Number(value.toFixed(6)))));
+    if (waiting) return;
+    waiting = true;
+    requestAnimationFrame(() => { waiting = false; scenes.forEach(draw); });
+  };
+
+  const data = JSON.parse(byId("data").textContent);
   const VIEWS = {
     start: { from: data.view, up: data.up },
     x: { from: [1, 0, 0], up: [0, 0, 1] },
     y: { from: [0, -1, 0], up: [0, 0, 1] },
     z: { from: [0, 0, 1], up: [0, 1, 0] },
   };
-  // The edges of a scene's box in Plotly's units. Not left to its aspectmode "data": that looks at the points of one
-  // scene, while a range here may span those of two, and the drawing would be squeezed.
-  const box = (ranges) => {
-    const size = Math.cbrt(ranges.reduce((product, [low, high]) => product * (high - low), 1));
-    return vector(ranges.map(([low, high]) => (high - low) / size));
+  const buttons = document.querySelectorAll("[data-view]");
+  const press = (name) => buttons.forEach((button) => button.setAttribute("aria-pressed", String(button.dataset.view === name)));
+  const look = (name) => {
+    const { from, up } = VIEWS[name];
+    Object.assign(view, { from, up, right: cross(up, from), zoom: 1, moved: [0, 0, 0] });
+    scenes.forEach(frame);
+    press(name);
+    redraw();
   };
-  // Through Plotly's lens of 45 degrees. Returns how far the eye must be to see all points but a few far ones, where the free
-  // part of the panel is `shape` times as wide as it is high.
-  const distance = (parts, ranges, { from, up }, shape = 1) => {
-    const right = [up[1] * from[2] - up[2] * from[1], up[2] * from[0] - up[0] * from[2], up[0] * from[1] - up[1] * from[0]];
-    const scale = box(ranges).x / (ranges[0][1] - ranges[0][0]);
-    const lens = Math.tan(Math.PI / 8);
-    const needed = [];
-    for (const part of parts) {
-      for (let i = 0; i < part.x.length; i += 1) {
-        const at = ["x", "y", "z"].map((axis, k) => (part[axis][i] - (ranges[k][0] + ranges[k][1]) / 2) * scale);
-        const along = (v) => at[0] * v[0] + at[1] * v[1] + at[2] * v[2];
-        needed.push(Math.max(Math.abs(along(up)), Math.abs(along(right)) / shape) / lens + along(from));
-      }
-    }
-    needed.sort((a, b) => a - b);
-    return 1.1 * needed[Math.floor(0.998 * (needed.length - 1))];
+  // What is in front follows the pointer: the eye goes the other way.
+  const turn = (across, down) => {
+    const { right, from } = view;
+    view.right = mixed(right, from, Math.cos(across), Math.sin(across));
+    const level = mixed(from, right, Math.cos(across), -Math.sin(across));
+    const { up } = view;
+    view.up = mixed(up, level, Math.cos(down), -Math.sin(down));
+    view.from = mixed(level, up, Math.cos(down), Math.sin(down));
+    press(null);
+    redraw();
   };
-  const cameraOf = (parts, ranges, view, shape) => {
-    const { from, up } = VIEWS[view];
-    return { eye: scaled(vector(from), distance(parts, ranges, VIEWS[view], shape)), up: vector(up), center: vector([0, 0, 0]) };
+  const move = (scene, across, down) => {  // pixels
+    const scale = scaleOf(scene);
+    view.moved = sum(view.moved, sum(times(view.right, -across / scale), times(view.up, down / scale)));
+    redraw();
   };
-
-  const axis = (range) => ({
-    range, title: { text: "" }, showbackground: false, showspikes: false, zeroline: false, showticklabels: false, showgrid: false,
-  });
-  const sceneLayout = (parts, ranges, shape) => ({
-    margin: { l: 0, r: 0, t: 0, b: 0 }, paper_bgcolor: "rgba(0,0,0,0)", showlegend: false,
-    font: { color: colour("text"), family: "system-ui, sans-serif", size: 12 },
-    scene: { aspectmode: "manual", aspectratio: box(ranges), dragmode: "orbit", camera: cameraOf(parts, ranges, "start", shape), xaxis: axis(ranges[0]), yaxis: axis(ranges[1]), zaxis: axis(ranges[2]) },
-  });
-  const points = (cloud, values, scale, extra = {}) => ({
-    type: "scatter3d", mode: "markers", ...cloud, hoverinfo: "skip",
-    marker: { size: SIZE, color: values, cmin: 0, cmax: 1, colorscale: scale, line: { width: 0 }, ...extra },
-  });
-  const where = (test) => {
-    const kept = [];
-    residuals.forEach((value, i) => { if (test(value)) kept.push(i); });
-    const take = (all) => Float32Array.from(kept, (i) => all[i]);
-    return { cloud: { x: take(clouds.after.x), y: take(clouds.after.y), z: take(clouds.after.z) }, values: take(residuals) };
+  const zoom = (by) => {
+    view.zoom = Math.min(Math.max(view.zoom * by, 0.1), 1000);
+    redraw();
   };
 
-  const everything = [clouds.before, clouds.after, clouds.target];
-  const SCENES = { before: everything, after: everything, heat: [clouds.after] };
-  const SHAPES = { before: 1, after: 1, heat: 0.7 };  // beside the heat map stands its colour bar
-  const ranges = Object.fromEntries(Object.entries(SCENES).map(([id, parts]) => [id, bounds(parts)]));
-
-  const drawScenes = () => {
-    const target = points(clouds.target, shades.target, TARGET);
-    const near = where((value) => value < data.limit);
-    const far = where((value) => value >= data.limit);
-    const bar = { title: { text: "distance", side: "right" }, thickness: 12, len: 0.8, outlinewidth: 0, nticks: 6, exponentformat: "power", minexponent: 5 };
-    const traces = {
-      before: [target, points(clouds.before, shades.before, SOURCE)],
-      after: [target, points(clouds.after, shades.after, SOURCE)],
-      heat: [
-        points(far.cloud, colour("grey"), undefined),
-        points(near.cloud, near.values, HEAT, { cmin: 0, cmax: data.heatMax, colorbar: bar, showscale: true }),
-      ],
-    };
-    return Object.keys(SCENES).map((id) => Plotly.newPlot(id, traces[id], sceneLayout(SCENES[id], ranges[id], SHAPES[id]), CONFIG));
-  };
-
-  // The scenes turn together. The heat map has a box of its own, so its eye moves by the ratio of the two distances.
-  const reach = Object.fromEntries(Object.keys(SCENES).map((id) => [id, distance(SCENES[id], ranges[id], VIEWS.start, SHAPES[id])]));
-  const linkScenes = () => {
-    let moving = false;
-    const follow = (leader, changes) => {
-      const view = changes["scene.camera"];
-      if (!view || moving) return;
-      moving = true;
-      const others = Object.keys(SCENES).filter((id) => id !== leader);
-      Promise.all(others.map((id) => {
-        const by = reach[id] / reach[leader];
-        return Plotly.relayout(id, { "scene.camera": { eye: scaled(view.eye, by), center: scaled(view.center, by), up: view.up } });
-      })).finally(() => { moving = false; });
-    };
-    for (const id of Object.keys(SCENES)) {
-      byId(id).on("plotly_relayouting", (changes) => follow(id, changes));
-      byId(id).on("plotly_relayout", (changes) => follow(id, changes));
-    }
-  };
-  for (const button of document.querySelectorAll("[data-view]")) {
-    button.addEventListener("click", () => {
-      Plotly.relayout("after", { "scene.camera": cameraOf(SCENES.after, ranges.after, button.dataset.view) });
+  const listen = (scene) => {
+    const { canvas } = scene, fingers = new Map();
+    const lift = (event) => fingers.delete(event.pointerId);
+    canvas.addEventListener("pointerdown", (event) => {
+      fingers.set(event.pointerId, [event.clientX, event.clientY]);
+      canvas.setPointerCapture(event.pointerId);
     });
-  }
-
-  const chartLayout = (x, y) => ({
-    margin: { l: 64, r: 22, t: 18, b: 58 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, bargap: 0.06,
-    font: { color: colour("text"), family: "system-ui, sans-serif", size: 12 }, dragmode: false, hovermode: "closest",
-    xaxis: { title: { text: x }, gridcolor: colour("line"), zeroline: false, fixedrange: true, exponentformat: "power", minexponent: 5 },
-    yaxis: { title: { text: y }, gridcolor: colour("line"), zeroline: false, fixedrange: true, rangemode: "tozero", exponentformat: "power", minexponent: 5, automargin: true },
-  });
-
-  const drawHistogram = () => {
-    const bins = 30, width = data.limit / bins, counts = new Array(bins + 1).fill(0);
-    for (const value of residuals) counts[Math.min(bins, Math.floor(value / width))] += 1;
-    const share = counts.map((count) => (100 * count) / residuals.length);
-    const beyond = share.pop();
-    const layout = chartLayout("distance to the target, in the points’ unit", "source points [%]");
-    const traces = [{
-      type: "bar", x: share.map((_, i) => (i + 0.5) * width), y: share, width: 0.94 * width,
-      marker: { color: share.map((_, i) => (i + 0.5) * width), cmin: 0, cmax: data.heatMax, colorscale: HEAT },
-      hovertemplate: "%{y:.1f}% near %{x:.3g}<extra></extra>",
-    }];
-    layout.xaxis.range = [0, data.limit];
-    if (beyond > 0) {
-      layout.annotations = [{
-        xref: "paper", yref: "paper", x: 1, y: 1, xanchor: "right", yanchor: "top", showarrow: false,
-        text: beyond.toFixed(1) + "% lie farther away<br>(grey in the scene)", align: "right", font: { color: colour("soft") },
-      }];
-    }
-    return Plotly.newPlot("histogram", traces, layout, CONFIG);
+    canvas.addEventListener("pointerup", lift);
+    canvas.addEventListener("pointercancel", lift);
+    canvas.addEventListener("pointermove", (event) => {
+      const was = fingers.get(event.pointerId), now = [event.clientX, event.clientY];
+      if (!was) return;
+      const [across, down] = [now[0] - was[0], now[1] - was[1]];
+      fingers.set(event.pointerId, now);
+      if (fingers.size > 1) {  // one finger at a time: the other stands still, and their middle moves by half
+        const [, other] = [...fingers].find(([id]) => id !== event.pointerId);
+        zoom(Math.hypot(now[0] - other[0], now[1] - other[1]) / Math.max(Math.hypot(was[0] - other[0], was[1] - other[1]), 1));
+        move(scene, across / 2, down / 2);
+      } else if (event.shiftKey) move(scene, across, down);
+      else turn(0.01 * across, 0.01 * down);
+    });
+    canvas.addEventListener("wheel", (event) => {
+      if (!event.ctrlKey) return;  // the page scrolls
+      event.preventDefault();
+      zoom(Math.exp(-0.002 * event.deltaY * (event.deltaMode === 1 ? 16 : 1)));
+    }, { passive: false });
+    canvas.addEventListener("keydown", (event) => {
+      if (event.ctrlKey || event.altKey || event.metaKey) return;
+      const arrow = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+      if (arrow && event.shiftKey) move(scene, 30 * arrow[0], 30 * arrow[1]);
+      else if (arrow) turn(0.15 * arrow[0], 0.15 * arrow[1]);
+      else if (event.key === "+" || event.key === "=") zoom(1.25);
+      else if (event.key === "-") zoom(0.8);
+      else if (event.key === "Home") look("start");
+      else return;
+      event.preventDefault();
+    });
+    canvas.addEventListener("webglcontextlost", () => root.classList.remove("drawing"));
+    new ResizeObserver(() => { if (scene.drawn !== canvas.clientWidth + " " + canvas.clientHeight) redraw(); }).observe(canvas);
   };
+  buttons.forEach((button) => button.addEventListener("click", () => look(button.dataset.view)));
+  document.querySelectorAll("[data-zoom]").forEach((button) => button.addEventListener("click", () => zoom(Number(button.dataset.zoom))));
 
-  // One curve a voxel size: the distance of matches shrinks with it, so that values compare only within one.
-  const stages = [];
-  data.history.forEach((record, i) => {
-    if (i === 0 || record.voxel !== data.history[i - 1].voxel) stages.push({ voxel: record.voxel, steps: [] });
-    stages[stages.length - 1].steps.push(i);
-  });
-  const stageName = (voxel) => (voxel === null ? "" : voxel === 0 ? "all points" : "voxel " + Number(voxel.toPrecision(2)));
-
-  const drawIterations = () => {
-    const curve = (id, key, label) => {
-      const layout = chartLayout("step", label);
-      const traces = stages.map(({ voxel, steps }) => ({
-        type: "scatter", mode: "lines+markers", x: steps.map((i) => i + 1), y: steps.map((i) => data.history[i][key]),
-        line: { color: colour("accent"), width: 2 }, marker: { size: 6 },
-        hovertemplate: stageName(voxel) + " step %{x}: %{y:.4g}<extra></extra>",
-      }));
-      layout.margin.t = 34;
-      layout.xaxis.range = [0.5, data.history.length + 0.5];
-      layout.xaxis.tickformat = "d";
-      layout.shapes = stages.slice(1).map(({ steps }) => ({
-        type: "line", x0: steps[0] + 0.5, x1: steps[0] + 0.5, y0: 0, y1: 1, yref: "paper", line: { color: colour("grey"), width: 1, dash: "dot" },
-      }));
-      layout.annotations = stages.map(({ voxel, steps }) => ({
-        x: (steps[0] + steps[steps.length - 1]) / 2 + 1, y: 1, yref: "paper", yanchor: "bottom", showarrow: false, text: stageName(voxel),
-        font: { color: colour("soft"), size: 11 },
-      }));
-      return Plotly.newPlot(id, traces, layout, CONFIG);
-    };
-    if (!data.history.some((record) => record.fitness !== null || record.rmse !== null)) {
-      byId("iterations").hidden = true;
-      byId("iterations-note").textContent = "No iterations were recorded.";
-      return [];
+  try {
+    const clouds = Object.fromEntries(Object.entries(data.clouds).map(([name, { points, values, ramp }]) =>
+      [name, { points: new Float32Array(bytes(data.points[points]).buffer), colours: painted(bytes(values), ramp) }]));
+    for (const [id, shown] of Object.entries(data.views)) {
+      const gl = byId(id).getContext("webgl");
+      if (!gl) break;
+      scenes.push(sceneOf(byId(id), gl, shown.map((name) => clouds[name])));
     }
-    return [curve("fitness", "fitness", "fitness"), curve("rmse", "rmse", "RMSE")];
-  };
-
-  const hasWebGL = () => {
-    try {
-      return Boolean(document.createElement("canvas").getContext("webgl"));
-    } catch {
-      return false;
-    }
-  };
-
-  const draw = async () => {
-    const flat = [drawHistogram(), ...drawIterations()];
-    if (hasWebGL()) {
+    if (scenes.length === 3) {
       root.classList.add("drawing");
-      await Promise.all(drawScenes());
-      linkScenes();
-      say("scenes", "3");
+      scenes.forEach(listen);
+      look("start");
     }
-    await Promise.all(flat);
-    say("drawn", String(document.querySelectorAll(".js-plotly-plot").length));
-  };
-
-  const report = draw().catch((error) => { say("error", String(error)); root.classList.remove("drawing"); });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", async () => { await report; await draw(); });
+    requestAnimationFrame(() => {  // after the first drawing, which waits in the same frame
+      scenes.forEach(({ gl }) => gl.finish());
+      say("scenes", String(root.classList.contains("drawing") ? 3 : 0));
+      say("milliseconds", String(Math.round(performance.now())));  // since the page was opened
+    });
+  } catch (error) {
+    say("error", String(error));
+    root.classList.remove("drawing");
+  }
 })();

@@ -12,44 +12,68 @@ import platform
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from dlc_reg import _report_charts, _report_picture
 from dlc_reg._report_scene import Scene
 from dlc_reg.registration.result import RegistrationResult, Verdict, rotation_angle
 
 SIGNS = {Verdict.ALIGNED: "✓", Verdict.AMBIGUOUS: "?", Verdict.DOUBTFUL: "?", Verdict.FAILED: "✕"}
+ADVICE = {
+    Verdict.ALIGNED: "the pose can be trusted",
+    Verdict.AMBIGUOUS: "not the only pose that fits",
+    Verdict.DOUBTFUL: "look before you use it",
+    Verdict.FAILED: "do not use this pose",
+}
+
+VIEWS = {"before": ("target", "before"), "after": ("target", "after"), "heat": ("heat",)}
+STILL = (708, 600)  # pixels, in the proportions of the page's views on a wide screen
 
 
-def page(result: RegistrationResult, scene: Scene, still: bytes) -> str:
-    """The whole document. `still` is a PNG for paper, and for browsers without WebGL or scripts."""
-    from plotly.offline import get_plotlyjs
+class Cloud(NamedTuple):
+    """Points of a `Scene` and how they are coloured."""
 
+    points: str  # the scene's field
+    shares: NDArray[np.float32]  # (n,) along the ramp, in [0, 1]; NaN for grey
+    ramp: _report_picture.Ramp
+
+
+def page(result: RegistrationResult, scene: Scene) -> str:
+    """The whole document."""
     here = Path(__file__).parent
-    scripts = [get_plotlyjs(), (here / "_report.js").read_text(encoding="utf-8")]
+    script = (here / "_report.js").read_text(encoding="utf-8")
     source, target = (cloud.name for cloud in result.clouds or ())
     verdict = result.verdict.value if result.verdict else "none"
+    limit, hottest = _limits(result, scene)
+    clouds = _clouds(scene, limit, hottest)
+    evidence: dict[str, Any] = {
+        name: result.settings[name] for name in ("trust", "evidence") if name in result.settings
+    }
     fields = {
-        "csp": " ".join(_digest(script) for script in scripts),
+        "csp": _digest(script),
         "style": (here / "_report.css").read_text(encoding="utf-8"),
-        "plotly": scripts[0],
-        "script": scripts[1],
-        "data": _json(_data(result, scene)),
-        "still": base64.b64encode(still).decode(),
+        "script": script,
+        "data": _json(_data(scene, clouds)),
+        **{f"still_{name}": _still(scene, [clouds[part] for part in parts]) for name, parts in VIEWS.items()},
         "source": html.escape(source),
         "target": html.escape(target),
         "verdict": html.escape(verdict),
         "sign": SIGNS[result.verdict] if result.verdict else "·",
-        "status": html.escape(str(result.status.value)),
-        "reasons": "".join(f"<li>{html.escape(reason)}</li>" for reason in result.verdict_reasons),
+        "advice": ADVICE[result.verdict] if result.verdict else "",
+        "reasons": "".join(f"<li>{html.escape(reason)}</li>" for reason in why(result)),
         "figures": "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in _figures(result)),
         "scene_note": html.escape(scene_note(scene)),
+        "histogram": _report_charts.histogram(scene.residuals, limit, hottest),
         "residual_note": html.escape(_residual_note(result, scene)),
+        "iterations": _iterations(result),
         "matrix": html.escape(matrix_text(result.transformation)),
         "pose": _rows(_pose(result)),
-        "settings": _rows(_flat(result.settings)),
+        "evidence": _rows(_flat(evidence)),
+        "settings": _rows(_flat({name: value for name, value in result.settings.items() if name not in evidence})),
         "timings": _rows([(name, f"{seconds:.3f} s") for name, seconds in result.timings.items()]),
         "versions": _rows(versions().items()),
         "made": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -57,6 +81,11 @@ def page(result: RegistrationResult, scene: Scene, still: bytes) -> str:
     template = (here / "_report.html").read_text(encoding="utf-8")
     # One pass, so that a value that looks like a field stays what it is.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: fields[match[1]], template)
+
+
+def why(result: RegistrationResult) -> list[str]:
+    """The verdict's reasons, or, where there are none, how the iteration ended."""
+    return result.verdict_reasons or [str(result.status.value)]
 
 
 def versions() -> dict[str, str]:
@@ -106,7 +135,7 @@ def _figures(result: RegistrationResult) -> list[tuple[str, str]]:
         ("Rotation", f"{math.degrees(rotation_angle(rotation)):.2f}°"),
         ("Translation", number(float(np.linalg.norm(shift)))),
         ("Fitness", f"{result.fitness:.1%}"),
-        ("Inlier RMSE", number(result.inlier_rmse)),
+        ("Inlier RMSE", number(result.inlier_rmse) if result.fitness else "none"),
         ("Iterations", str(result.iterations)),
         *([("Trust", f"{min(result.settings['trust'], 0.99):.2f}")] if "trust" in result.settings else []),
         ("Time", f"{total_seconds(result.timings):.2f} s"),
@@ -147,39 +176,74 @@ def _residual_note(result: RegistrationResult, scene: Scene) -> str:
     return f"{note} {share:.1%} lie within the correspondence distance, {number(limit)}; the rest has no counterpart."
 
 
-def _data(result: RegistrationResult, scene: Scene) -> dict[str, Any]:
+def _limits(result: RegistrationResult, scene: Scene) -> tuple[float, float]:
+    """The distance where "farther away" begins, and the one where the colours end."""
     setting = result.settings.get("max_correspondence_distance")
-    limit = float(setting or max(np.quantile(scene.residuals, 0.95), 1e-6 * np.ptp(scene.after)))
+    far = float(np.quantile(scene.residuals, 0.95))
+    limit = float(setting or max(far, 1e-6 * float(np.ptp(scene.after)), 1e-12))
     near = scene.residuals[scene.residuals < limit]
+    if not len(near):  # nothing has a counterpart: how far away everything is says more than an empty chart
+        limit, near = 1.001 * float(scene.residuals.max()), scene.residuals
+    return limit, max(float(np.quantile(near, 0.97)), 0.1 * limit)
+
+
+def _clouds(scene: Scene, limit: float, hottest: float) -> dict[str, Cloud]:
+    heat = np.where(scene.residuals < limit, np.minimum(scene.residuals / hottest, 1), np.nan)
     return {
-        "before": _packed(scene.before),
-        "after": _packed(scene.after),
-        "target": _packed(scene.target),
-        "beforeShade": _packed(scene.before_shade),
-        "afterShade": _packed(scene.after_shade),
-        "targetShade": _packed(scene.target_shade),
-        "residuals": _packed(scene.residuals),
-        "limit": limit,
-        "heatMax": max(float(np.quantile(near, 0.97)), 0.1 * limit) if len(near) else limit,
-        "view": scene.view.tolist(),
-        "up": scene.up.tolist(),
-        "history": [
-            {
-                "voxel": _finite(record.get("voxel_size")),
-                "fitness": _finite(record.get("fitness")),
-                "rmse": _finite(record.get("inlier_rmse")),
-            }
-            for record in result.history
-        ],
+        "before": Cloud("before", scene.before_shade, _report_picture.SOURCE),
+        "after": Cloud("after", scene.after_shade, _report_picture.SOURCE),
+        "target": Cloud("target", scene.target_shade, _report_picture.TARGET),
+        "heat": Cloud("after", heat, _report_picture.HEAT),
     }
 
 
-def _packed(values: Any) -> str:
-    return base64.b64encode(np.ascontiguousarray(values, dtype="<f4").tobytes()).decode()
+def _data(scene: Scene, clouds: dict[str, Cloud]) -> dict[str, Any]:
+    """What the script draws. Values are bytes: 0 to 254 along the ramp, 255 grey."""
+    return {
+        "points": {name: _packed(getattr(scene, name), "<f4") for name in ("before", "after", "target")},
+        "clouds": {
+            name: {
+                "points": cloud.points,
+                "values": _packed(np.nan_to_num(np.rint(254 * cloud.shares), nan=255), "u1"),
+                "ramp": cloud.ramp,
+            }
+            for name, cloud in clouds.items()
+        },
+        "views": VIEWS,
+        "view": scene.view.tolist(),
+        "up": scene.up.tolist(),
+    }
 
 
-def _finite(value: Any) -> float | None:
-    return float(value) if value is not None and math.isfinite(value) else None
+def _still(scene: Scene, clouds: list[Cloud]) -> str:
+    points = np.concatenate([getattr(scene, cloud.points) for cloud in clouds])
+    painted = np.concatenate([_report_picture.colours(cloud.ramp, cloud.shares) for cloud in clouds])
+    image = _report_picture.picture(points, painted, scene.view, scene.up, STILL)
+    return base64.b64encode(_report_picture.png(image)).decode()
+
+
+def _iterations(result: RegistrationResult) -> str:
+    """Both curves, or why there are none, and how it ended."""
+    history, status = result.history, html.escape(result.status.value)
+    if not any(_report_charts.is_number(record.get("fitness")) and record["fitness"] > 0 for record in history):
+        return f'<p class="note">No iterations were recorded; {status}.</p>'
+    charts = [
+        ("Fitness: share of source points with a counterpart", "fitness", "Fitness", "%"),
+        ("Inlier RMSE, in the points’ unit", "inlier_rmse", "Inlier RMSE", ""),
+    ]
+    figures = "".join(
+        f"<figure><figcaption>{caption}</figcaption>{_report_charts.curves(history, key, label, unit)}</figure>"
+        for caption, key, label, unit in charts
+    )
+    note = (
+        "From coarse to fine: a curve for each voxel size, which stands above it. Matches must lie closer from one to "
+        f"the next, so compare within a curve. In the end: {status}."
+    )
+    return f'<div class="pair">{figures}</div><p class="note">{note}</p>'
+
+
+def _packed(values: Any, dtype: str) -> str:
+    return base64.b64encode(np.ascontiguousarray(values, dtype=dtype).tobytes()).decode()
 
 
 def _json(value: Any) -> str:
@@ -214,4 +278,6 @@ def _plain(value: Any) -> str:
         return ", ".join(_plain(item) for item in value) or "none"
     if isinstance(value, float):
         return f"{value:.6g}"
-    return "unknown" if value is None else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)

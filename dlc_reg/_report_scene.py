@@ -36,7 +36,7 @@ class Scene:
     totals: tuple[int, int]  # points of (source, target) before the subsample
 
 
-def build_scene(result: RegistrationResult, limit: int = 20_000) -> Scene:
+def build_scene(result: RegistrationResult, limit: int = 40_000) -> Scene:
     """At most `limit` points of each cloud. Raises `InputError` where the result does not hold its clouds."""
     if result.clouds is None:
         raise InputError(

@@ -34,7 +34,7 @@ from dlc_reg.report import headline
 
 EXTRAS = {
     "open3d": ("open3d",),
-    "viz": ("plotly", "matplotlib"),
+    "viz": ("matplotlib",),
     "las": ("laspy", "lazrs"),
     "e57": ("pye57",),
     "parquet": ("pyarrow",),
@@ -96,7 +96,8 @@ def register(
     start = None if init is None else console.read_transform(init, "--init")
     options = arguments(search)
     chosen = [name for name in LENGTHS if options[name] is not None]
-    clouds = [_read(path, name, strict) for path, name in ((source, "SOURCE"), (target, "TARGET"))]
+    with console.working("reading", show=not quiet):
+        clouds = [_read(path, name, strict) for path, name in ((source, "SOURCE"), (target, "TARGET"))]
     human = not (as_json or quiet)
     if human:
         for label, cloud in zip(("read", ""), clouds, strict=True):
@@ -104,7 +105,8 @@ def register(
     result = _run(clouds[0], clouds[1], init=start, show=not quiet, **options)
     if human:
         _summary(result, chosen)
-    written, withheld = _write(result, outputs, overwrite)
+    with console.working("writing", show=not quiet):
+        written, withheld = _write(result, outputs, overwrite)
     if as_json:
         click.echo(strict_json(_document(result, written), indent=2))
     elif human:
@@ -157,7 +159,8 @@ def _summary(result: RegistrationResult, given: list[str]) -> None:
     scale = f", scale {number(float(np.cbrt(np.linalg.det(rotation))))}" if settings.get("with_scaling") else ""
     console.line("pose", f"rotation {turn}, translation {console.vector(shift)}{scale}")
     share = f"{result.fitness:.1%} of the source points have a counterpart"
-    console.line("fit", f"{share}, inlier RMSE {number(result.inlier_rmse)}, {result.iterations} iterations")
+    error = f"inlier RMSE {number(result.inlier_rmse)}, " if result.fitness else ""
+    console.line("fit", f"{share}, {error}{result.iterations} iterations")
 
 
 def _write(result: RegistrationResult, outputs: dict[str, Path], overwrite: bool) -> tuple[dict[str, Path], list[Path]]:
@@ -220,7 +223,8 @@ def _document(result: RegistrationResult, written: dict[str, Path]) -> dict[str,
 @debug_option
 def info(file: Path, as_json: bool) -> None:
     """Says what FILE holds: points, extents, spacing, and what might trouble a registration."""
-    raw = io.read(file, argument="FILE")
+    with console.working("reading"):
+        raw = io.read(file, argument="FILE")
     finite = raw.points[np.isfinite(raw.points).all(axis=1)]
     facts: dict[str, Any] = {
         "file": str(file),
@@ -308,7 +312,8 @@ def demo(report: Path | None, plot: Path | None, overwrite: bool) -> int:
         console.line(label, _describe(cloud))
     result = _run(clouds[0], clouds[1], show=True)
     _summary(result, [])
-    written, _ = _write(result, outputs, overwrite)
+    with console.working("writing"):
+        written, _ = _write(result, outputs, overwrite)
     if written:
         console.line("wrote", ", ".join(str(path) for path in written.values()))
     right = _compare(result, np.array(pair["T_target_source"]), pair["unit"])

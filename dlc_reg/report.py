@@ -1,23 +1,20 @@
-"""Pictures of a registration: one offline page, and one before/after figure. Both need the extra `viz`."""
+"""Pictures of a registration: one offline page, and one before/after figure, which needs the extra `viz`."""
 
 from __future__ import annotations
 
-import io
 import textwrap
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dlc_reg._report_page import SIGNS, page, why
+from dlc_reg._report_picture import SOURCE, TARGET, colours, framed, hexadecimal, picture
 from dlc_reg._report_scene import Scene, build_scene
 from dlc_reg.io import replacing
 from dlc_reg.registration.result import RegistrationResult, Verdict
 
-# Okabe and Ito's orange and blue, dark to light: told apart by every kind of colour vision, and in grey.
-SOURCE_RAMP = ("#7a3b00", "#f5a623")
-TARGET_RAMP = ("#0a3561", "#4aa5e8")
 VERDICT_COLOURS = {
     Verdict.ALIGNED: "#0b6e4f",
     Verdict.AMBIGUOUS: "#8a5a00",
@@ -28,37 +25,31 @@ VERDICT_COLOURS = {
 
 def headline(result: RegistrationResult) -> str:
     """The verdict in one sentence: "aligned: 62% of the source lies on the target"."""
-    reasons = "; ".join(result.verdict_reasons) or str(result.status.value)
-    return f"{result.verdict or 'no verdict'}: {reasons}"
+    return f"{result.verdict or 'no verdict'}: {'; '.join(why(result))}"
 
 
 def require_viz() -> None:
-    """Raises `ImportError` that names the remedy, unless the extra `viz` is installed."""
-    missing = [name for name in ("plotly", "matplotlib") if find_spec(name) is None]
-    if missing:
-        raise ImportError(f'drawing needs {" and ".join(missing)}: pip install "dlc_reg[viz]"')
+    """Raises `ImportError` that names the remedy, unless the extra `viz` is installed: `plot` needs it."""
+    if find_spec("matplotlib") is None:
+        raise ImportError('drawing needs matplotlib: pip install "dlc_reg[viz]"')
 
 
 def write_report(result: RegistrationResult, path: str | Path, *, overwrite: bool = False) -> Path:
-    """Writes one HTML page that needs no network: before/after in 3D, residuals, iterations, pose, settings.
+    """Writes one HTML page that needs no network: verdict, before/after in 3D, residuals, iterations, pose, settings.
 
-    The file appears whole or not at all. Raises `FileExistsError` unless `overwrite`, `ImportError` without the extra
-    `viz`, `InputError` where `result.clouds` is None.
+    The file appears whole or not at all. Raises `FileExistsError` unless `overwrite`, `InputError` where
+    `result.clouds` is None.
     """
-    require_viz()
-    from dlc_reg._report_page import page
-
     with replacing(Path(path), overwrite=overwrite) as temporary:
-        scene = build_scene(result)
-        temporary.write_text(page(result, scene, _still(result, scene)), encoding="utf-8")
+        temporary.write_text(page(result, build_scene(result)), encoding="utf-8")
     return Path(path)
 
 
 def plot(result: RegistrationResult, path: str | Path | None = None) -> Any:
-    """Before and after, side by side, with the verdict beneath: a Matplotlib `Figure` (extra `viz`).
+    """The verdict with its reasons, and before and after side by side beneath: a Matplotlib `Figure` (extra `viz`).
 
     It belongs to no window and changes no global state of Matplotlib. `path` (png, pdf, svg, jpg) saves it as well,
-    and replaces what is there.
+    and replaces what is there. Raises `ImportError` without the extra, `InputError` where `result.clouds` is None.
     """
     require_viz()
     figure = _figure(result, build_scene(result, limit=60_000))
@@ -68,58 +59,38 @@ def plot(result: RegistrationResult, path: str | Path | None = None) -> Any:
     return figure
 
 
-def _still(result: RegistrationResult, scene: Scene) -> bytes:
-    buffer = io.BytesIO()
-    _figure(result, scene, caption=False).savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
-
-
-def _figure(result: RegistrationResult, scene: Scene, caption: bool = True) -> Any:
+def _figure(result: RegistrationResult, scene: Scene) -> Any:
     from matplotlib.figure import Figure
 
-    camera = np.stack([np.cross(scene.up, scene.view), scene.up, scene.view])
+    verdict = f"{SIGNS[result.verdict]} {result.verdict}" if result.verdict else "no verdict"
+    colour = VERDICT_COLOURS.get(result.verdict, "#444444") if result.verdict else "#444444"
+    reasons = [line for reason in why(result) for line in textwrap.wrap(reason, 112)]
+    camera = np.stack([np.cross(scene.up, scene.view), scene.up])
     panels = [("before", scene.before, scene.before_shade), ("after", scene.after, scene.after_shade)]
-    flat = [np.concatenate([source, scene.target]) @ camera.T for _, source, _ in panels]
-    low, high = _frame(np.concatenate(flat)[:, :2])
-    width, head, foot = 10.0, 0.75, 0.75 if caption else 0.1  # inches
-    panel = 0.48 * width
-    tall = panel * float(np.clip((high[1] - low[1]) / (high[0] - low[0]), 0.4, 1))
-    height = head + tall + foot
+    halves = [framed(np.concatenate([source, scene.target]) @ camera.T)[1] for _, source, _ in panels]
+    width, line = 10.0, 0.24  # inches
+    wide = 0.48 * width
+    tall = wide * float(np.clip(max(half[1] / half[0] for half in halves), 0.4, 1))
+    head = 0.95 + line * len(reasons)
+    height = head + tall + 0.35
     figure = Figure(figsize=(width, height), facecolor="white")
-    for column, (name, _, shade) in enumerate(panels):
-        axes = figure.add_axes((0.01 + 0.5 * column, foot / height, panel / width, tall / height))
+    middle: dict[str, Any] = {"ha": "center", "va": "center"}
+    figure.text(0.5, 1 - 0.32 / height, verdict.upper(), fontsize=19, weight="bold", color=colour, **middle)
+    for row, reason in enumerate(reasons):
+        y = 1 - (0.68 + line * row) / height
+        figure.text(0.5, y, reason, fontsize=11, color="#222222", parse_math=False, **middle)
+    for column, (name, source, shade) in enumerate(panels):
+        axes = figure.add_axes((0.01 + 0.5 * column, 0.35 / height, wide / width, tall / height))
         axes.set_axis_off()
         axes.set_title(name, fontsize=13, color="#333333")
-        xyz = flat[column]
-        order = np.argsort(xyz[:, 2], kind="stable")  # far to near: the painter's algorithm
-        colours = np.concatenate([_ramp(SOURCE_RAMP, shade), _ramp(TARGET_RAMP, scene.target_shade)])
-        size = float(np.clip(70_000 / len(xyz), 0.5, 12))
-        axes.scatter(xyz[order, 0], xyz[order, 1], s=size, c=colours[order], linewidths=0, rasterized=True)
-        axes.set_xlim(low[0], high[0])
-        axes.set_ylim(low[1], high[1])
-        axes.set_aspect("equal")
-    for x, align, label, ramp in ((0.495, "right", "● source", SOURCE_RAMP), (0.505, "left", "● target", TARGET_RAMP)):
-        colour = _hex(_ramp(ramp, np.array([0.72]))[0])
-        figure.text(x, 1 - 0.2 / height, label, ha=align, va="center", fontsize=11, color=colour)
-    if caption:
-        colour = VERDICT_COLOURS.get(result.verdict, "#444444") if result.verdict else "#444444"
-        sentence = textwrap.shorten(headline(result), 210, placeholder=" …")
-        sentence = textwrap.fill(sentence, 116 if len(sentence) <= 116 else 8 + len(sentence) // 2)
-        figure.text(0.5, 0.36 / height, sentence, ha="center", va="center", fontsize=11, color=colour, parse_math=False)
+        painted = np.concatenate([colours(SOURCE, shade), colours(TARGET, scene.target_shade)])
+        size = (1000, round(1000 * tall / wide))
+        image = picture(np.concatenate([source, scene.target]), painted, scene.view, scene.up, size)
+        axes.imshow(image, aspect="auto")
+    keys = ((0.495, "right", "source", SOURCE), (0.505, "left", "target", TARGET))
+    for (x, align, label, ramp), cloud in zip(keys, result.clouds or (), strict=True):
+        name = cloud.name if len(cloud.name) <= 48 else "…" + cloud.name[-47:]
+        named = label if name in (label, "") else f"{label}: {name}"
+        style: dict[str, Any] = {"fontsize": 11, "color": hexadecimal(ramp, 0.72), "parse_math": False}
+        figure.text(x, 0.17 / height, f"● {named}", ha=align, va="center", **style)
     return figure
-
-
-def _frame(flat: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    low, high = flat.min(axis=0), flat.max(axis=0)
-    margin = 0.02 * max(float((high - low).max()), 1e-12)
-    return low - margin, high + margin
-
-
-def _ramp(ramp: tuple[str, str], shade: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(n, 3) colours in [0, 1] between the two ends of `ramp`."""
-    dark, light = (np.array([int(end[i : i + 2], 16) for i in (1, 3, 5)]) / 255 for end in ramp)
-    return np.asarray(dark + np.asarray(shade, dtype=np.float64)[:, None] * (light - dark))
-
-
-def _hex(colour: NDArray[np.float64]) -> str:
-    return "#" + "".join(f"{round(255 * channel):02x}" for channel in colour)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -281,13 +282,43 @@ def test_bad_files_write_nothing(
     assert files(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["register", "--bogus"], "No such option '--bogus' (main register --help tells more)"),
+        (["bogus"], "No such command 'bogus' (main --help tells more)"),
+        (["completion"], "Choose from: bash, zsh, fish (main completion --help tells more)"),
+    ],
+)
+def test_misspelt_command_line_is_one_line(arguments: list[str], words: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 64 and result.stdout == ""
+    assert (
+        result.stderr.startswith("error: ") and result.stderr.endswith(words + "\n") and result.stderr.count("\n") == 1
+    )
+
+
+def test_what_takes_its_time_is_said_on_a_terminal_only_and_wiped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _console.working("reading"):
+        pass
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with _console.working("reading", show=False):
+        pass
+    assert capsys.readouterr() == ("", "")
+    with _console.working("reading"):
+        assert capsys.readouterr() == ("", "reading ...")
+    assert capsys.readouterr() == ("", "\r" + 11 * " " + "\r")
+
+
 def test_missing_extra_is_said_before_the_work(
     tmp_path: Path, scans: tuple[Path, Path], library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dlc_reg.report.find_spec", lambda name: None)
-    for option, name in (("--report", "page.html"), ("--plot", "picture.png")):
-        result = run("register", *scans, option, tmp_path / name)
-        assert result.exit_code == 64 and 'pip install "dlc_reg[viz]"' in result.stderr and library.calls == []
+    result = run("register", *scans, "--plot", tmp_path / "picture.png")
+    assert result.exit_code == 64 and 'pip install "dlc_reg[viz]"' in result.stderr and library.calls == []
 
 
 def test_input_error_of_the_library_speaks_of_options(

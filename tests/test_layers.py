@@ -34,8 +34,9 @@ OWNERS = {
     "_image_pairs": "protocols", "_images_recipe": "training", "_images_losses": "training",
     "_images_training": "training", "_image_evaluation": "evaluation", "_align_command": "cli",
     "_sequences_data": "protocols", "_sequences_training": "training",
-    "_report_page": "report", "_report_scene": "report", "_console": "cli", "_evaluate_command": "cli",
-    "_many_command": "cli", "_search_options": "cli", "_completion_command": "cli", "__main__": "cli",
+    "_report_charts": "report", "_report_page": "report", "_report_picture": "report", "_report_scene": "report",
+    "_console": "cli", "_evaluate_command": "cli", "_many_command": "cli",
+    "_search_options": "cli", "_completion_command": "cli", "__main__": "cli",
     "_recipe": "training", "_losses": "training", "_terms": "training", "_registration_recipe": "training",
     "_registration_training": "training", "_parallel": "training", "_checkpoint": "training",
     "_training_log": "training",
@@ -61,7 +62,7 @@ ALLOWED = {
 }  # among siblings
 LAZY = {("registration.result", "report")}  # upwards, but only inside a function
 HEAVY = {
-    "open3d", "trimesh", "plotly", "matplotlib", "pypcd4", "laspy", "lazrs", "scipy", "click", "tqdm", "safetensors",
+    "open3d", "trimesh", "matplotlib", "pypcd4", "laspy", "lazrs", "scipy", "click", "tqdm", "safetensors",
     "small_gicp", "PIL", "cv2", "pyarrow", "pye57",
 }  # fmt: skip
 

@@ -13,9 +13,11 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from dlc_reg import _report_page, report
+from dlc_reg import _report_charts, _report_page, _report_picture, report
 from dlc_reg._report_scene import build_scene
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud, apply_transform
@@ -160,10 +162,10 @@ def test_page_says_everything(tmp_path: Path) -> None:
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     for words in (
         "a onto b",
-        "✓ aligned",
+        "✓ aligned the pose can be trusted",
         "76% of the source lies on the target",
         "all starts agree",
-        str(Status.CONVERGED.value),
+        f"In the end: {Status.CONVERGED.value}.",
         "Rotation 40.00°",
         "Fitness 76.0%",
         "Inlier RMSE 0.021",
@@ -199,7 +201,7 @@ def test_hostile_names_are_inert(tmp_path: Path) -> None:
     result.settings = {HOSTILE: HOSTILE, "nested": {"list": [HOSTILE]}}
     result.timings = {HOSTILE: 1.0}
     page = Page(result.report(tmp_path / "page.html").read_text(encoding="utf-8"))
-    assert [tag for tag, _ in page.tags].count("script") == 3 and [tag for tag, _ in page.tags].count("img") == 1
+    assert [tag for tag, _ in page.tags].count("script") == 2 and [tag for tag, _ in page.tags].count("img") == 3
     assert page.words.count(HOSTILE) >= 6  # shown as it is
 
 
@@ -210,7 +212,29 @@ def test_verdict_is_told_without_colour(tmp_path: Path) -> None:
         words = Page(result.report(tmp_path / f"{verdict}.html").read_text(encoding="utf-8")).words
         assert f"{sign} {verdict.value}" in words
     result.verdict, result.verdict_reasons = None, []
-    assert "· none" in Page(result.report(tmp_path / "none.html").read_text(encoding="utf-8")).words
+    words = Page(result.report(tmp_path / "none.html").read_text(encoding="utf-8")).words
+    assert f"· none {Status.CONVERGED.value}" in words
+
+
+def test_verdict_comes_first_and_its_reasons_second(tmp_path: Path) -> None:
+    text = make().report(tmp_path / "page.html").read_text(encoding="utf-8")
+    words = Page(text[text.index("<body>") :]).words
+    assert words.startswith("✓ aligned the pose can be trusted 76% of the source lies on the target all starts agree")
+
+
+def test_nothing_with_a_counterpart_still_fills_the_page(tmp_path: Path) -> None:
+    result = make(source=surface(500, 0) + np.array([0, 0, 9.0]))
+    result.fitness, result.status = 0.0, Status.NO_CORRESPONDENCES
+    result.history = [{"voxel_size": 0.08, "fitness": 0.0, "inlier_rmse": 0.0}]
+    text = result.report(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Inlier RMSE none" in Page(text).words and f"No iterations were recorded; {result.status.value}" in text
+    assert text.count("<rect") > 1 and "(grey)" not in text  # all distances, as none is below the limit
+
+
+def test_page_stays_below_five_megabytes_whatever_the_clouds(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = [rng.normal(size=(100_000, 3)) for _ in range(2)]  # nothing in it can be compressed
+    assert make(*noise).report(tmp_path / "page.html").stat().st_size < 5e6
 
 
 def test_existing_page_is_kept_unless_told(tmp_path: Path) -> None:
@@ -225,19 +249,18 @@ def test_existing_page_is_kept_unless_told(tmp_path: Path) -> None:
 def test_a_failure_on_the_way_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "page.html"
     path.write_text("old")
-    monkeypatch.setattr(_report_page, "page", lambda *_: 1 / 0)
+    monkeypatch.setattr(report, "page", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         make().report(path, overwrite=True)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
 def test_missing_extra_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "find_spec", lambda name: None if name == "plotly" else object())
-    with pytest.raises(ImportError, match=r'needs plotly: pip install "dlc_reg\[viz\]"'):
-        make().report(tmp_path / "page.html")
-    with pytest.raises(ImportError, match="dlc_reg"):
-        make().plot()
+    monkeypatch.setattr(report, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r'needs matplotlib: pip install "dlc_reg\[viz\]"'):
+        make().plot(tmp_path / "picture.png")
     assert list(tmp_path.iterdir()) == []
+    make().report(tmp_path / "page.html")  # the page needs none
 
 
 @pytest.mark.parametrize("degrees", [0.0, 1e-7, 40.0, 179.999, 180.0])
@@ -261,7 +284,9 @@ def test_plot_draws_both_clouds_and_leaves_matplotlib_alone(tmp_path: Path) -> N
     result.verdict_reasons = ["costs $5 and $6: <b>"]  # no mathematics, no markup
     figure = result.plot(tmp_path / "x.png")
     assert dict(matplotlib.rcParams) == settings and matplotlib.get_backend() == backend and plt.get_fignums() == []
-    assert "aligned: costs $5 and $6: <b>" in [text.get_text() for text in figure.texts]
+    words = [text.get_text() for text in figure.texts]
+    assert words[:2] == ["✓ ALIGNED", "costs $5 and $6: <b>"]
+    assert words[-2:] == ["● source: a", "● target: b"]
     assert [axes.get_title() for axes in figure.axes] == ["before", "after"]
     picture = Image.open(tmp_path / "x.png")
     left, right = (
@@ -283,3 +308,63 @@ def count_colours(image: Image.Image) -> tuple[int, int]:
     """Pixels that are clearly orange, and clearly blue."""
     red, _, blue = np.asarray(image.convert("RGB"), dtype=int).transpose(2, 0, 1)
     return int((red - blue > 70).sum()), int((blue - red > 70).sum())
+
+
+# --- charts and stills -----------------------------------------------------------------------------------------------
+def test_histogram_shows_every_point_once() -> None:
+    residuals = np.random.default_rng(0).gamma(2, 0.01, 5000).astype(np.float32)
+    chart = _report_charts.histogram(residuals, 0.05, 0.04)
+    shares = [float(share) for share in re.findall(r"<title>([\d.]+)% between", chart)]
+    beyond = float(re.search(r"([\d.]+)% farther away", chart)[1])
+    assert beyond == pytest.approx(100 * np.mean(residuals >= 0.05), abs=0.05)
+    assert sum(shares) + beyond == pytest.approx(100, abs=0.05 * len(shares))
+
+
+def test_curves_skip_what_is_no_number_and_break_between_voxel_sizes() -> None:
+    history = [
+        {"voxel_size": 2.0, "inlier_rmse": 0.5},
+        {"voxel_size": 2.0, "inlier_rmse": float("nan")},
+        {"voxel_size": 2.0, "inlier_rmse": None},
+        {"voxel_size": 0.0, "inlier_rmse": 0.25},
+        {"voxel_size": 0.0},
+    ]
+    chart = _report_charts.curves(history, "inlier_rmse", "Inlier RMSE")
+    assert chart.count("<polyline") == 2 and chart.count('class="between"') == 1
+    assert re.findall(r"step (\d): ([\d.]+)", chart) == [("1", "0.5"), ("4", "0.25")]
+    assert "nan" not in chart and "from 0.5 to 0.25" in chart
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.booleans())
+def test_ticks_are_few_round_and_inside(low: float, width: float, whole: bool) -> None:
+    high = low + width
+    found = _report_charts.ticks(low, high, whole)
+    assert len(found) <= 7
+    assert all(low - 1e-6 * width <= tick <= high + 1e-6 * width for tick in found)
+    if len(found) > 1:
+        step = found[1] - found[0]
+        assert round(step / 10 ** np.floor(np.log10(step * 1.0001)), 3) in (1, 2, 5)
+        assert not whole or step >= 1 - 1e-9
+
+
+def test_picture_has_near_dots_over_far_ones_and_is_clear_elsewhere() -> None:
+    painted = np.array([[255, 0, 0], [0, 0, 255], [0, 255, 0]], np.uint8)
+    points = np.array([[0, 0, 1], [0, 0, 0], [4, 2, 0]], np.float32)  # red before blue, seen from +z
+    image = _report_picture.picture(points, painted, np.array([0, 0, 1.0]), np.array([0, 1.0, 0]), (200, 100))
+    opaque = image[image[..., 3] == 255]
+    assert len(image) == 100 and {tuple(colour[:3]) for colour in opaque} == {(255, 0, 0), (0, 255, 0)}
+    rows, columns = np.nonzero(image[..., 3])
+    assert rows.min() >= 0 and np.ptp(columns) > 150 and np.mean(image[..., 3] == 0) > 0.9
+    red = np.nonzero((image[..., 0] > 200) & (image[..., 3] > 0))
+    assert red[0].mean() > 50 and red[1].mean() < 100  # below and to the left of the green one
+
+
+def test_png_is_what_other_readers_read() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (7, 5, 4)).astype(np.uint8)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(_report_picture.png(image)))), image)
+
+
+def test_colours_of_a_ramp() -> None:
+    ramp = ("#000000", "#ff0000", "#ffff00")
+    found = _report_picture.colours(ramp, np.array([0, 0.5, 1, 0.75, np.nan], np.float32))
+    np.testing.assert_array_equal(found, [[0, 0, 0], [255, 0, 0], [255, 255, 0], [255, 128, 0], [140, 148, 157]])
+    assert _report_picture.hexadecimal(ramp, 2.0) == "#ffff00"

@@ -96,7 +96,7 @@ class RegistrationResult:
         return plot(self, path)
 
     def report(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Writes one offline HTML page (extra `viz`). Raises `FileExistsError` unless `overwrite`."""
+        """Writes one offline HTML page. Raises `FileExistsError` unless `overwrite`."""
         from dlc_reg.report import write_report
 
         return write_report(self, path, overwrite=overwrite)
