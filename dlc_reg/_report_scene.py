@@ -48,7 +48,7 @@ def build_scene(result: RegistrationResult, limit: int = 40_000) -> Scene:
     linear = result.transformation[:3, :3]
     after = apply_transform(localize(result.transformation, source, target), p)
     before, gap = _beside(p + (source.origin - target.origin), q)
-    view, up = _camera(np.concatenate([after, q]), after, q, target)
+    view, up = _camera(np.concatenate([after, q]), target)
     if gap is not None:
         before = before + np.cross(up, view) * _radius(q) * 2
     normals_after = p_normals @ (linear / np.cbrt(np.linalg.det(linear))).T
@@ -93,9 +93,7 @@ def _beside(before: NDArray[np.float64], target: NDArray[np.float64]) -> tuple[N
     return before - offset, gap
 
 
-def _camera(
-    union: NDArray[np.float64], after: NDArray[np.float64], q: NDArray[np.float64], target: PointCloud
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _camera(union: NDArray[np.float64], target: PointCloud) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Looks at the broad side of the aligned clouds, from the sensor's side where that is known, a little askew."""
     centre = _middle(union)
     _, axes = np.linalg.eigh(np.cov((union - union.mean(axis=0)).T))
