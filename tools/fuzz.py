@@ -59,7 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no worker is started anew")
     parser.add_argument("--keep", type=Path, help="a folder for what is found")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+    memory = Path("/dev/shm")  # where there is one no file goes to a disk
+    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=memory if os.access(memory, os.W_OK) else None) as folder:
         function = case(options.what, Path(folder))
         if options.only is None:
             return report(options, run(options, function, Path(folder)))
