@@ -50,7 +50,7 @@ class Files:
         dlc_reg.io.MESH_SAMPLES = SAMPLES
         warnings.simplefilter("ignore")
         np.seterr(all="ignore")
-        self.folder = folder
+        self.folder, self.process = folder, 0  # the process that has its folder already
         self.whole = whole_files(folder)
         self.kinds = [kind for kind in sorted(self.whole) for _ in range(1 if kind in SLOW else 3)]
         for kind in self.whole:  # what is imported where it is used is imported now
@@ -65,9 +65,10 @@ class Files:
         rng = np.random.default_rng([seed, number])
         kind = self.kinds[number % len(self.kinds)]
         content = damaged(rng, kind, self.whole[kind])
-        own = self.folder / str(os.getpid())
-        own.mkdir(exist_ok=True)
-        path = own / f"case{kind}"
+        if self.process != os.getpid():
+            self.process = os.getpid()
+            (self.folder / str(self.process)).mkdir(exist_ok=True)
+        path = self.folder / f"{self.process}/case{kind}"
         path.write_bytes(content)
         try:
             outcome = looked_at(path, reader_of(kind))

@@ -46,7 +46,7 @@ class Input {
   template <class T>
   T bits() {
     uint8_t raw[sizeof(T)];
-    for (uint8_t& x : raw) x = byte();
+    for (std::size_t i = 0; i < sizeof(T); ++i) raw[i] = byte();
     T out;
     std::memcpy(&out, raw, sizeof out);
     return out;
