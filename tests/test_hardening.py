@@ -187,6 +187,12 @@ def test_alignments_of_extreme_sizes(rng, scale):
     assert (ops.ball_query(cloud, cloud, K=2, radius=1e300).idx >= 0).all()
 
 
+@pytest.mark.parametrize("align", [ops.corresponding_points_alignment, ops.iterative_closest_point])
+def test_points_of_no_dimension(align):
+    with pytest.raises(InputError, match="X: got shape"):
+        align(torch.zeros(1, 3, 0), torch.zeros(1, 3, 0))
+
+
 def test_normals_that_are_no_unit_vectors(rng):
     """Cosines that are no numbers went into a bin at minus 2^31."""
     index = ops.SearchIndex(torch.from_numpy(rng.random((40, 3))))

@@ -14,7 +14,7 @@ failed=0
 for target in fuzz_search fuzz_steps fuzz_hypotheses; do
   mkdir -p "$folder/corpus/$target"
   "$folder/$target" "$folder/corpus/$target" "csrc/fuzz/corpus/$target" -max_total_time="$seconds" -max_len=2048 \
-    -len_control=0 -timeout=10 -rss_limit_mb=2048 -malloc_limit_mb=512 -print_final_stats=1 -verbosity=0 \
+    -len_control=0 -timeout=10 -rss_limit_mb=2048 -malloc_limit_mb=512 -print_final_stats=1 -print_funcs=0 -verbosity=0 \
     -artifact_prefix="$folder/found/$target-" || failed=1
   echo "== $target: $(ls "$folder/corpus/$target" | wc -l) inputs in $folder/corpus"
 done

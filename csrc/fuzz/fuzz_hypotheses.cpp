@@ -41,8 +41,8 @@ void matches(Input in, int threads, Answer& answer) {
   const auto clique = static_cast<int>(std::min<int64_t>(in.pick({1, 3, 12, 30}), std::max<int64_t>(1, pairs)));
   Doubles poses(size(16 * seeds));
   Integers support(size(seeds));
-  const int64_t count = dlc::propose_poses(p.data(), q.data(), pairs, {reach(in, p.empty() ? Floats(3) : p), static_cast<int>(seeds), clique},
-                                           poses.data(), support.data(), threads);
+  const dlc::ConsensusOptions options{reach(in, p.empty() ? Floats(3) : p), static_cast<int>(seeds), clique};
+  const int64_t count = dlc::propose_poses(p.data(), q.data(), pairs, options, poses.data(), support.data(), threads);
   REQUIRE(count >= 0 && count <= seeds);
   poses.resize(size(16 * count)), support.resize(size(count));
   REQUIRE(all_finite(poses));
@@ -70,14 +70,18 @@ void judgements(Input in, int threads, Answer& answer) {
   const float length = reach(in, p), cosine = in.bits<int8_t>() / 128.0f;
   const bool oriented = in.coin();
   try {
-    dlc::Surface source = surface(p, p_normals, in.coin() ? length / 4 : in.length(), length);
-    dlc::Surface target = surface(q, q_normals, in.coin() ? length / 4 : in.length(), in.coin() ? length : in.length());
-    if (in.coin()) source.set_eye({in.finite<float>(), in.finite<float>(), in.finite<float>()}, 0.1f + in.length());
+    // One at a time: the order in which a call's arguments are made is the compiler's.
+    const float source_cell = in.coin() ? length / 4 : in.length(), target_cell = in.coin() ? length / 4 : in.length();
+    const float target_reach = in.coin() ? length : in.length(), bin_angle = 0.1f + in.length();
+    dlc::Surface source = surface(p, p_normals, source_cell, length);
+    dlc::Surface target = surface(q, q_normals, target_cell, target_reach);
+    if (in.coin()) source.set_eye({in.finite<float>(), in.finite<float>(), in.finite<float>()}, bin_angle);
     if (in.coin()) target.set_eye({q[0], q[1], 0.0f}, 0.3f);
-    dlc::refine_poses(source, target, poses.data(), count,
-                      {in.pick({1, 2, 6}), in.coin() ? length : in.length(), length, cosine, oriented, in.pick({1, 7, 1000})}, threads);
-    dlc::judge_poses(source, target, poses.data(), count, {length, cosine, oriented, in.limit(length), in.pick({1, 7, 1000})},
-                     judged.data(), threads);
+    const int64_t samples = in.pick({1, 7, 1000});
+    const dlc::RefineOptions steps{in.pick({1, 2, 6}), in.coin() ? length : in.length(), length, cosine, oriented, samples};
+    dlc::refine_poses(source, target, poses.data(), count, steps, threads);
+    const dlc::JudgeOptions question{length, cosine, oriented, in.limit(length), samples};
+    dlc::judge_poses(source, target, poses.data(), count, question, judged.data(), threads);
     answer.add(poses), answer.add(judged);
     REQUIRE(all_finite(poses));
     for (int64_t k = 0; k < count; ++k)

@@ -113,8 +113,9 @@ void batches(Input in, int threads, Answer& answer) {
   const float limit = in.limit(reach(in, numbers(in, 2, 3)));
   Floats distances(size(batch * rows * k));
   Integers indices(distances.size());
-  dlc::knn_batch({p.data(), masked[0] ? p_mask.data() : nullptr, rows}, {q.data(), masked[1] ? q_mask.data() : nullptr, columns},
-                 batch, k, limit, distances.data(), indices.data(), threads);
+  const dlc::PaddedClouds queries{p.data(), masked[0] ? p_mask.data() : nullptr, rows};
+  const dlc::PaddedClouds points{q.data(), masked[1] ? q_mask.data() : nullptr, columns};
+  dlc::knn_batch(queries, points, batch, k, limit, distances.data(), indices.data(), threads);
   for (std::size_t i = 0; i < indices.size(); ++i) {
     REQUIRE(indices[i] >= -1 && indices[i] < columns && (indices[i] < 0) == (distances[i] == kInfinity));
     if (indices[i] >= 0 && masked[1]) {

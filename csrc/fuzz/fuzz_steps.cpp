@@ -62,7 +62,8 @@ void many_pairs(Input in, int threads, Answer& answer) {
   const double tolerance = in.pick({0.0, 1e-6, 1e-2, 1e300});
   dlc::icp_batch({static_cast<dlc::Kind>(in.byte() % 2), p.data(), q.data(), masked ? p_mask.data() : nullptr,
                   masked ? q_mask.data() : nullptr, started ? start.data() : nullptr, batch, n, m,
-                  in.limit(reach(in, q.empty() ? Floats(3) : q)), in.pick({1, 4, 12}), tolerance, in.pick({3, 6, 20, 2147483647})},
+                  in.limit(reach(in, q.empty() ? Floats(3) : q)), in.pick({1, 4, 12}), tolerance,
+                  in.pick({3, 6, 20, 2147483647})},
                  {poses.data(), fitness.data(), rmse.data(), iterations.data(), converged}, threads);
   answer.add(poses), answer.add(fitness), answer.add(rmse), answer.add(iterations);
   for (const double share : fitness) REQUIRE(share >= 0 && share <= 1);
