@@ -230,10 +230,15 @@ def is_number(word: str) -> bool:
 def _from_columns(columns: dict[str, npt.NDArray[Any]]) -> RawCloud:
     """Points, normals and colours by the names that files give their columns."""
 
+    def column(name: str) -> npt.NDArray[Any]:
+        if columns[name].ndim != 1:  # a PCD's COUNT
+            raise ValueError(f"{name} has {columns[name].shape[1]} numbers for a point instead of one")
+        return columns[name]
+
     def triple(*alternatives: str) -> npt.NDArray[Any] | None:
         for names in alternatives:
             if set(names.split()) <= set(columns):
-                return np.column_stack([columns[name] for name in names.split()])
+                return np.column_stack([column(name) for name in names.split()])
         return None
 
     points = triple("x y z")
@@ -241,7 +246,7 @@ def _from_columns(columns: dict[str, npt.NDArray[Any]]) -> RawCloud:
         raise ValueError(f"it has the columns {', '.join(columns)} and lacks x, y or z")
     normals = triple("nx ny nz", "normal_x normal_y normal_z")
     colors = triple("red green blue", "r g b", "diffuse_red diffuse_green diffuse_blue")
-    packed = next((columns[name] for name in ("rgb", "rgba") if name in columns), None)
+    packed = next((column(name) for name in ("rgb", "rgba") if name in columns), None)
     if colors is None and packed is not None and packed.dtype.itemsize == 4:
         bits = np.ascontiguousarray(packed).view(np.uint32)
         colors = np.column_stack([bits >> 16, bits >> 8, bits]).astype(np.uint8)

@@ -124,6 +124,16 @@ def test_packed_pcd_and_images_are_not_given_what_they_promise(tmp_path, room):
         assert "MemoryError" not in str(error)
 
 
+@pytest.mark.parametrize("field", ["x", "normal_z", "rgb"])
+def test_a_pcd_with_several_numbers_where_one_is_meant(tmp_path, field):
+    names = ["x", "y", "z", "normal_x", "normal_y", "normal_z", "rgb"]
+    lines = ["VERSION 0.7", "FIELDS " + " ".join(names), "SIZE" + " 4" * 7, "TYPE" + " F" * 7]
+    lines += ["COUNT " + " ".join("2" if name == field else "1" for name in names), "WIDTH 2", "HEIGHT 1", "POINTS 2"]
+    (tmp_path / "a.pcd").write_text("\n".join([*lines, "DATA ascii", "1 2 3 4 5 6 7 8", "1 2 3 4 5 6 7 8", ""]))
+    with pytest.raises(InputError, match=f"{field} has 2 numbers for a point instead of one"):
+        read(tmp_path / "a.pcd")
+
+
 def test_npz_of_scripts_are_bounded_too(tmp_path, room):
     stream = io.BytesIO()
     np.lib.format.write_array_header_1_0(stream, {"descr": "<f8", "fortran_order": False, "shape": (10**12, 3)})
@@ -175,6 +185,28 @@ def test_alignments_of_extreme_sizes(rng, scale):
         with pytest.raises(InputError, match="float32 cannot hold"):
             ops.corresponding_points_alignment(cloud.float(), cloud.float())
     assert (ops.ball_query(cloud, cloud, K=2, radius=1e300).idx >= 0).all()
+
+
+@pytest.mark.parametrize("align", [ops.corresponding_points_alignment, ops.iterative_closest_point])
+def test_points_of_no_dimension(align):
+    with pytest.raises(InputError, match="X: got shape"):
+        align(torch.zeros(1, 3, 0), torch.zeros(1, 3, 0))
+
+
+def test_normals_that_are_no_unit_vectors(rng):
+    """Cosines that are no numbers went into a bin at minus 2^31."""
+    index = ops.SearchIndex(torch.from_numpy(rng.random((40, 3))))
+    normals = torch.tensor([2.0, 2.0, 0.0]).repeat(40, 1)
+    normals[5] = torch.tensor([3e38, -3e38, 0.0])
+    for oriented in (True, False):
+        for describe in (ops.signatures, ops.fpfh):
+            assert describe(index, normals, 0.8, oriented=oriented).isfinite().all()
+
+
+def test_a_surface_that_float32_cannot_span():
+    points = torch.tensor([[3e38, 0.0, 0.0], [-3e38, 0.0, 0.0]])
+    with pytest.raises(InputError, match="points: got points that reach further than float32 does"):
+        ops.Surface(points, torch.eye(3)[:2], cell=1.0, reach=1.0)
 
 
 # --- processes and interrupts -----------------------------------------------------------------------------------------

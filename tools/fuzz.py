@@ -26,6 +26,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ Case = Callable[[int, int], str]
 
 ROOM = 1 << 30  # bytes of address space that a case may take
 REST = 2000  # cases after which a worker makes room for a fresh one
+TELLING = 1.0  # seconds between a worker's reports
 
 
 @dataclass
@@ -59,7 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no worker is started anew")
     parser.add_argument("--keep", type=Path, help="a folder for what is found")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+    memory = Path("/dev/shm")  # where there is one no file goes to a disk
+    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=memory if os.access(memory, os.W_OK) else None) as folder:
         function = case(options.what, Path(folder))
         if options.only is None:
             return report(options, run(options, function, Path(folder)))
@@ -127,7 +130,8 @@ def run(
         if time.monotonic() - shown > 60:
             shown = time.monotonic()
             print(f"{outcomes.total():,} cases in {shown - began:.0f} s, {len(findings)} findings", flush=True)
-        time.sleep(0.05)
+        if workers:
+            wait([handle for worker in workers for handle in (worker.pipe, worker.process.sentinel)], timeout=1.0)
     return outcomes, findings, time.monotonic() - began
 
 
@@ -149,6 +153,7 @@ def work(options: argparse.Namespace, function: Case, folder: Path, first: int, 
     bound_memory()
     told = collections.Counter[str]()
     findings: list[tuple[int, str]] = []
+    reported = time.monotonic()
     for number in range(first, last):
         at[1], at[2] = time.monotonic(), time.process_time()
         at[0] = number
@@ -162,9 +167,10 @@ def work(options: argparse.Namespace, function: Case, folder: Path, first: int, 
             told["finding"] += 1
             findings.append((number, traceback.format_exc()))
             keep(options, number, traceback.format_exc(), last_content(folder, os.getpid()))
-        if findings or number % 50 == 49 or number == last - 1:
+        if findings or time.monotonic() - reported > TELLING or number == last - 1:
             pipe.send((told, findings))
             told, findings = collections.Counter[str](), []
+            reported = time.monotonic()
     at[0] = -1
 
 

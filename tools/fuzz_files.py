@@ -31,6 +31,7 @@ NUMBERS = (
     *(2**62, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 10**12, 10**30, -(2**31), -(2**63), 0.5, 1e-30, 1e30, 1e308, 5e-324),
     *("nan", "inf", "-inf", "1e400", "1e-400", "0x10", "1_000", "", "-", "١٢", "1,5", "1" * 400, "9" * 5000),
 )
+INTEGERS = tuple(value for value in NUMBERS if isinstance(value, int))
 WORDS = (
     *("x", "y", "z", "nx", "rgb", "red", "points", "normals", "viewpoint", "list", "uchar", "int", "float", "double"),
     *("vertex", "face", "vertex_indices", "ascii", "binary", "binary_compressed", "binary_big_endian", "format"),
@@ -49,7 +50,7 @@ class Files:
         dlc_reg.io.MESH_SAMPLES = SAMPLES
         warnings.simplefilter("ignore")
         np.seterr(all="ignore")
-        self.folder = folder
+        self.folder, self.process = folder, 0  # the process that has its folder already
         self.whole = whole_files(folder)
         self.kinds = [kind for kind in sorted(self.whole) for _ in range(1 if kind in SLOW else 3)]
         for kind in self.whole:  # what is imported where it is used is imported now
@@ -64,9 +65,10 @@ class Files:
         rng = np.random.default_rng([seed, number])
         kind = self.kinds[number % len(self.kinds)]
         content = damaged(rng, kind, self.whole[kind])
-        own = self.folder / str(os.getpid())
-        own.mkdir(exist_ok=True)
-        path = own / f"case{kind}"
+        if self.process != os.getpid():
+            self.process = os.getpid()
+            (self.folder / str(self.process)).mkdir(exist_ok=True)
+        path = self.folder / f"{self.process}/case{kind}"
         path.write_bytes(content)
         try:
             outcome = looked_at(path, reader_of(kind))
@@ -239,8 +241,7 @@ def _word(rng: np.random.Generator, content: bytes, wholes: list[bytes]) -> byte
 def _integer(rng: np.random.Generator, content: bytes, wholes: list[bytes]) -> bytes:
     """Bytes that may be a size become another."""
     wide = int(rng.choice([1, 2, 4, 8]))
-    values = [int(v) for v in NUMBERS if isinstance(v, int)]
-    value = values[rng.integers(len(values))] % (1 << 8 * wide)
+    value = INTEGERS[rng.integers(len(INTEGERS))] % (1 << 8 * wide)
     at = _place(rng, content)
     return content[:at] + value.to_bytes(wide, "little" if rng.random() < 0.7 else "big") + content[at + wide :]
 

@@ -13,12 +13,10 @@
 namespace dlc {
 namespace {
 
-constexpr int64_t kRowsInFloat = kAffinityRows;  // rows summed in float32 before their sums go to double
 constexpr int64_t kLeastStrip = 1024, kMostStrips = 16;  // rows that a thread takes of a pair; a pair's parts
 constexpr int64_t kPosesAtOnce = 16;   // that share a reading of the affinities, and hold memory meanwhile
 constexpr double kCarefulBelow = 50;   // o further below the largest affinity needs the careful loop
 constexpr double kLeastShift = -1000;  // well above kAbsent, so that absent pairs weigh exactly 0
-constexpr double kNoMass = 1e-19;      // shares that sum to less say nothing about the pose
 
 // A pair of clouds, about their centres so that float32 holds them well, coordinate by coordinate.
 struct Pair {

@@ -28,8 +28,8 @@ inline void cross3(const float* a, const float* b, float* c) {
   c[2] = a[0] * b[1] - a[1] * b[0];
 }
 inline int bin(float value, float low, float high) {
-  const int b = static_cast<int>(std::floor(kHistogramBins * (value - low) / (high - low)));
-  return std::min(std::max(b, 0), kHistogramBins - 1);
+  const float b = std::floor(kHistogramBins * (value - low) / (high - low));
+  return b > 0.0f ? static_cast<int>(std::min(b, kHistogramBins - 1.0f)) : 0;  // 0 also where it is not a number
 }
 
 // Darboux angles of a pair as bins; symmetric in the two points. False where they are undefined.

@@ -11,8 +11,6 @@
 namespace dlc {
 namespace {
 
-constexpr int kLeaf = KdTree::kLeaf;
-constexpr int kWidth = KdTree::kWidth;
 constexpr int64_t kTasks = 64;  // parts that are enough to share among threads
 constexpr int64_t kGrain = 2048;  // points of a part, at least: so many that none of those is a leaf
 constexpr int64_t kCopied = 1 << 15;  // points at a time

@@ -35,7 +35,7 @@ struct Shared {
 
 // Between the centres of bins; beyond the outermost all goes to that.
 inline Shared between(float at, int bins) {
-  const float f = std::min(std::max(at - 0.5f, 0.0f), static_cast<float>(bins - 1));
+  const float f = at > 0.5f ? std::min(at - 0.5f, static_cast<float>(bins - 1)) : 0.0f;  // also where it is not a number
   const int low = static_cast<int>(f);
   return {low, std::min(low + 1, bins - 1), f - static_cast<float>(low)};
 }

@@ -74,7 +74,8 @@ NearestGrid::NearestGrid(const float* points, int64_t n, float cell, float reach
   inverse_cell_ = 1.0f / cell;
   cells_.assign(size_[0] * size_[1] * size_[2], -1);
   std::vector<float> nearest(cells_.size(), std::numeric_limits<float>::max());
-  const int span = static_cast<int>(std::ceil(reach / cell));
+  // Where the coordinates are so large that the reach is lost to rounding, it may be any number of cells.
+  const auto span = static_cast<int64_t>(std::min(std::ceil(reach / cell), static_cast<float>(kMaxCells)));
   for (int64_t i = 0; i < n; ++i) {
     const float* p = points + 3 * i;
     int64_t at[3];

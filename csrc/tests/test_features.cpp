@@ -100,9 +100,18 @@ void check_nearest(int64_t n, int64_t m, int size) {
   }
 }
 
+// A normal that is far from a unit vector: angles beyond the last bin are in the last, not in whichever.
+void check_long_normal() {
+  const Floats points{0, 0, 0, 1, 0, 0}, normals{3e19f, 1, 0, 0, 1, 0};
+  Floats features(2 * kFeatureSize);
+  dlc::fpfh(dlc::KdTree(points.data(), 2, 1), points.data(), normals.data(), 2, 2.0f, true, features.data(), 1);
+  CHECK(features[kFeatureSize - 1] == 200 && features[2 * kFeatureSize - 1] == 200);
+}
+
 }  // namespace
 
 int main() {
+  check_long_normal();
   for (const std::string& shape : shapes::names())
     for (const int64_t n : {0, 1, 2, 3, 400}) check_shape(shape, n);
   constexpr float degree = 0.0174532925f;

@@ -36,9 +36,27 @@ void check_shape(const std::string& shape, int64_t n) {
     }
 }
 
+// Normals that are no unit vectors, so that cosines are infinite or no numbers, go into bins that are there.
+void check_any_normals() {
+  constexpr int64_t n = 40;
+  const std::vector<float> points = shapes::points("uniform", n, 3);
+  const dlc::KdTree tree(points.data(), n, 1);
+  for (const float large : {3e38f, 1e19f, 1e-30f}) {
+    std::vector<float> normals(3 * n, 0.0f);
+    for (std::size_t i = 0; i < normals.size(); i += 3) normals[i] = normals[i + 1] = 2;
+    normals[15] = large, normals[16] = -large;
+    for (const bool oriented : {true, false}) {
+      std::vector<float> rows(static_cast<std::size_t>(n * dlc::signature_size(oriented)), -7);
+      dlc::signatures(tree, points.data(), normals.data(), n, 0.8f, oriented, rows.data(), 1);
+      for (const float x : rows) CHECK(x >= 0 && x <= 1);
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
+  check_any_normals();
   for (const std::string& shape : shapes::names())
     for (const int64_t n : {0, 1, 4, 5, 300}) check_shape(shape, n);
   return failures() ? 1 : 0;

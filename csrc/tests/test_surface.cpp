@@ -125,6 +125,8 @@ int main() {
       for (const double x : refine(cloud, cloud, shifted(0.01, 0, 0))) CHECK(std::isfinite(x));
       if (n < 6) CHECK(refine(cloud, cloud, shifted(0.01, 0, 0)) == shifted(0.01, 0, 0));
     }
+  const Floats far{1e30f, 1e30f, 1e30f};  // where the reach is lost to rounding, and is more cells than an int counts
+  CHECK(dlc::NearestGrid(far.data(), 1, 1e-10f, 1.0f).nearest(far.data()) == 0);
   CHECK(!refuses(1e-40f, 1e-3f, 1));  // more cells than fit: they grow
   CHECK(!refuses(1, 1, 1e30f));
   CHECK(refuses(0, 1, 1));

@@ -176,7 +176,11 @@ class Surface:
             raise InputError("points", "no points", "at least one point")
         self.normals = _rows("normals", normals, 3, len(self.points))
         edge, far, width = (_positive(*x) for x in (("cell", cell), ("reach", reach), ("bin_angle", bin_angle)))
-        self.handle = _core.Surface(self.points.data_ptr(), self.normals.data_ptr(), len(self.points), edge, far)
+        try:
+            self.handle = _core.Surface(self.points.data_ptr(), self.normals.data_ptr(), len(self.points), edge, far)
+        except ValueError:
+            given = "points that reach further than float32 does"
+            raise InputError("points", given, f"a cloud that with {far:g} around it is within its range") from None
         if eye is not None:
             self.handle.set_eye(_eye(eye), width)
 

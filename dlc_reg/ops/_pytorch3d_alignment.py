@@ -246,6 +246,8 @@ def _weighed(weights: Tensor | Sequence[Tensor] | None, x: Tensor, real: Tensor)
 
 def _aligned(x: Tensor, y: Tensor, weights: Tensor, scaled: bool, reflected: bool, eps: float) -> SimilarityTransform:
     dim = x.shape[2]
+    if dim == 0:
+        raise InputError("X", f"shape {tuple(x.shape)}", "points of at least one dimension")
     few = bool(((weights > 0).sum(1) < dim + 1).any())
     w = weights[..., None]
     x, y = torch.where(w > 0, x, 0.0), torch.where(w > 0, y, 0.0)  # padding may hold NaN
