@@ -16,7 +16,10 @@ ELSEWHERE = {
     "photographs-landscape.png": "docs/alignment.md",
     "pixels-curves.png": "docs/sequences.md",
     "pixels-landscape.png": "docs/sequences.md",
+    "verdict-risk.png": "docs/verdict.md",  # tools/risk_coverage.py
+    "verdict-risk-viewpoints.png": "docs/verdict.md",
 }
+COMMANDS = ("savefig(", "tools/landscape.py", "tools/study_pictures.py", "tools/risk_coverage.py")
 
 
 @pytest.fixture
@@ -35,9 +38,7 @@ def test_every_picture_is_made_by_a_script(pictures, tmp_path, monkeypatch):
     assert made | set(ELSEWHERE) == {path.name for path in (ROOT / "docs" / "images").iterdir()}
     for name, page in ELSEWHERE.items():
         text = (ROOT / page).read_text(encoding="utf-8")
-        assert f"images/{name}" in text and any(
-            x in text for x in ("savefig(", "tools/landscape.py", "tools/study_pictures.py")
-        )
+        assert f"images/{name}" in text and any(command in text for command in COMMANDS)
     again = (tmp_path / "frames.svg").read_bytes()
     pictures.main()
     assert (tmp_path / "frames.svg").read_bytes() == again

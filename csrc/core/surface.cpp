@@ -225,6 +225,7 @@ bool refine(const Surface& source, const Surface& target, double pose[16], const
       for (int c = 0; c < 4; ++c)
         moved[4 * r + c] = step[4 * r] * pose[c] + step[4 * r + 1] * pose[4 + c] + step[4 * r + 2] * pose[8 + c] +
                            (c == 3 ? step[4 * r + 3] : 0.0);
+    if (!std::all_of(moved, moved + 12, [](double x) { return std::isfinite(x); })) return false;
     std::copy(moved, moved + 12, pose);
   }
   return true;
