@@ -23,7 +23,7 @@ from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud
 from dlc_reg.io import read_columns
 
-BENCHMARKS = ("3dmatch", "3dlomatch", "kitti", "eth")
+BENCHMARKS = ("3dmatch", "3dlomatch", "kitti", "eth", "rooms")
 MAKER = "datasets/threedmatch.py, kitti.py or eth.py"
 CLOUDS = ("scale", "offsets", "scene", "fragment")
 
