@@ -6,8 +6,8 @@
 A room has walls with recessed windows and doors, pillars and pipes, furniture along the walls and in the middle (half
 of it made here, half Sweet Home 3D's), and things that lie on it. A camera moves through it on a smooth path. Eight
 frames of depth, cast by Open3D, make a fragment: their points, with the noise of structured light, thinned to 2.5 cm,
-in the frame of the fragment's first camera, as 3DMatch's are. Pairs overlap by 0.1 to 0.9; T is exact, but the frames within a
-fragment have drifted, as tracked ones do. The same seed gives the same bytes. Needs open3d.
+in the frame of the fragment's first camera, as 3DMatch's are. Pairs overlap by 0.1 to 0.9; T is exact, but the frames
+within a fragment have drifted, as tracked ones do. The same seed gives the same bytes. Needs open3d.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def room(rng: np.random.Generator, library: list[Model]) -> tuple[Any, Array]:
 
 # --- its camera ------------------------------------------------------------------------------------------------------
 def path(rng: np.random.Generator, scene: Any, size: Array, count: int) -> Array:
-    """Poses (count, 4, 4) of a camera, x right, y down, z forward, at equal times; clear of things, if such are found."""
+    """Poses (count, 4, 4) of a camera, x right, y down, z forward, at equal times; clear of things if it can be."""
     core = importlib.import_module("open3d").core
     knots = max(4, count // 16)
     for _ in range(100):

@@ -82,26 +82,20 @@ def known_pairs(options: argparse.Namespace) -> Iterator[tuple[str, list[Known]]
     if options.data.suffix == ".csv":
         entries = read_entries(options.data, allow_outside=options.allow_outside, truths=True)
         eye = (0, 0, 0) if options.viewpoints else None
-        yield options.data.stem, [
-            Known(*(PointCloud.from_any(p, viewpoint=eye, remove_non_finite=True) for p in (e.source, e.target)), e.truth, None)
-            for e in entries
-            if e.truth is not None
-        ]  # fmt: skip
+        pairs = []
+        for e in entries:
+            clouds = (PointCloud.from_any(p, viewpoint=eye, remove_non_finite=True) for p in (e.source, e.target))
+            pairs += [Known(*clouds, e.truth, None)] if e.truth is not None else []
+        yield options.data.stem, pairs
         return
     fragments = Fragments(options.data)
     for benchmark in fragments.benchmarks:
         tasks = fragments.pairs(benchmark, options.pairs, np.random.default_rng(options.seed))
-        yield (
-            benchmark,
-            [
-                Known(
-                    *(fragments.cloud(i, viewpoint=options.viewpoints) for i in (t.source, t.target)),
-                    t.T_target_source,
-                    WITHIN,
-                )
-                for t in tasks
-            ],
-        )
+        pairs = []
+        for task in tasks:
+            clouds = (fragments.cloud(i, viewpoint=options.viewpoints) for i in (task.source, task.target))
+            pairs.append(Known(*clouds, task.T_target_source, WITHIN))
+        yield benchmark, pairs
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
