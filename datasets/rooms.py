@@ -215,10 +215,13 @@ def main(arguments: list[str] | None = None) -> None:
             truth.append(np.linalg.inv(made[i][1]) @ made[j][1])
             overlaps.append(overlap)
         clouds += [Cloud(f"room-{number:04d}", k, points) for k, (points, _) in enumerate(made)]
-    arrays = {"rooms_pairs": np.array(pairs).reshape(-1, 2), "rooms_T": np.array(truth).reshape(-1, 4, 4)}
-    save_fragments(
-        options.output, clouds, scale=1e-4, compress=True, arrays={**arrays, "rooms_overlap": np.array(overlaps)}
-    )
+    arrays = {
+        "rooms_pairs": np.array(pairs).reshape(-1, 2),
+        "rooms_T": np.array(truth).reshape(-1, 4, 4),
+        "rooms_overlap": np.array(overlaps),
+        "licences": np.array(sorted({model.row.licence for model in library})),
+    }
+    save_fragments(options.output, clouds, scale=1e-4, compress=True, arrays=arrays)
     print(f"{options.output}: {len(clouds)} fragments of {options.rooms} rooms, {len(pairs)} pairs")
 
 

@@ -157,7 +157,7 @@ def table(rows: list[dict[str, Counts]]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--pairs", type=int, default=60, help="of each benchmark in the file, drawn at random")
@@ -165,7 +165,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--viewpoints", action="store_true", help="the sensor stood at each cloud's origin")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="a folder that train_descriptors.py wrote")
     parser.add_argument("--allow-outside", action="store_true", help="let the paths of PAIRS.csv leave its folder")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parsed(arguments)
     torch.set_num_threads(1)
     kind = "oriented" if options.viewpoints else "unoriented"
     network = load_network(options.weights / f"{kind}.safetensors", {"descriptors": Descriptors})

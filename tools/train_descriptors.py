@@ -1,6 +1,6 @@
 """Trains the learned descriptors on rooms (`datasets/rooms.py`), with known viewpoints and without.
 
-    python tools/train_descriptors.py rooms.npz --output FOLDER [--steps 4000] [--seed 0]
+    python tools/train_descriptors.py rooms.npz --output FOLDER [--steps 3000] [--seed 0]
 
 InfoNCE between descriptors of points that the true pose lays within a voxel, against others of the pair that lie
 further than 3 voxels apart. The last tenth of the rooms is held out, and what is printed is counted there. FOLDER gets
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,13 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from dlc_reg import ops
+from dlc_reg.io import read_columns
 from dlc_reg.networks.descriptors import Descriptors, histograms
 from dlc_reg.networks.files import save_network
 from dlc_reg.registration.global_search import MAX_MATCHES, Thinned, working_voxel_size
 
 TEMPERATURE = 0.07
-ANCHORS, OTHERS = 512, 1024  # correspondences of a step, and points besides
+ANCHORS, OTHERS = 512, 512  # correspondences of a step, and points besides
 HELD_OUT = 0.1  # of the rooms
 
 
@@ -49,6 +51,7 @@ class Pair:
     T_target_source: np.ndarray
     room: str
 
+    @cached_property
     def correspondences(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the source and of the target that lie within a voxel at the truth."""
         moved = self.source.points @ self.T_target_source[:3, :3].T + self.T_target_source[:3, 3]
@@ -72,8 +75,14 @@ def describe(fragments: Fragments, rng: np.random.Generator, *, oriented: bool) 
     return described
 
 
+def pairs_of(fragments: Fragments, seed: int, *, oriented: bool) -> list[Pair]:
+    described = describe(fragments, np.random.default_rng(seed), oriented=oriented)
+    rows = zip(fragments.data["rooms_pairs"], fragments.data["rooms_T"], strict=True)
+    return [Pair(described[j], described[i], pose, str(fragments.data["scene"][i])) for (i, j), pose in rows]
+
+
 def loss_of(network: Descriptors, pair: Pair, rng: np.random.Generator) -> Tensor | None:
-    rows, nearest = pair.correspondences()
+    rows, nearest = pair.correspondences
     if len(rows) < 32:
         return None
     chosen = rng.permutation(len(rows))[:ANCHORS]
@@ -132,20 +141,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     fragments = Fragments(options.data)
+    licences = read_columns(options.data, ("licences",), "datasets/rooms.py")["licences"].tolist()
     rooms = list(dict.fromkeys(fragments.data["scene"]))
     held = set(rooms[-max(1, round(HELD_OUT * len(rooms))) :])
     for oriented in (True, False):
         begun = time.perf_counter()
-        described = describe(fragments, np.random.default_rng(options.seed), oriented=oriented)
-        pairs = [
-            Pair(described[j], described[i], pose, str(fragments.data["scene"][i]))
-            for (i, j), pose in zip(fragments.data["rooms_pairs"], fragments.data["rooms_T"], strict=True)
-        ]
+        pairs = pairs_of(fragments, options.seed, oriented=oriented)
         network = train([p for p in pairs if p.room not in held], options.width, options.steps, options.seed)
         figures = {}
         for name, judged in (("fpfh", None), ("learned", network)):
@@ -156,8 +162,11 @@ def main(arguments: list[str] | None = None) -> None:
             }
         seconds = time.perf_counter() - begun
         name = "oriented" if oriented else "unoriented"
-        card = {"data": options.data.name, "sha256": fragments.checksum(), "rooms": len(rooms), "held_out": len(held),
-                "seed": options.seed, "steps": options.steps, "figures": figures}  # fmt: skip
+        card = {
+            "data": f"datasets/rooms.py, {len(rooms)} rooms, SHA-256 {fragments.checksum()}", "licences": licences,
+            "rooms": len(rooms), "held_out": len(held), "seed": options.seed, "steps": options.steps,
+            "figures": figures,
+        }  # fmt: skip
         save_network(options.output / f"{name}.safetensors", network, card, {"descriptors": Descriptors})
         print(f"{name}: {seconds:.0f} s; on {len(held)} rooms held out: {figures}")
 
