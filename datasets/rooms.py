@@ -142,7 +142,7 @@ def depth_image(rng: np.random.Generator, scene: Any, pose: Array, bias: Array, 
     depth, normals = cast["t_hit"].numpy(), cast["primitive_normals"].numpy()
     cosine = np.abs((normals * world).sum(-1)) / np.linalg.norm(world, axis=-1)
     inverse = 1 / np.maximum(depth, 0.05)
-    jumps = [np.abs(np.diff(inverse, axis=axis, append=inverse.take([-1], axis))) for axis in (0, 1)]
+    jumps = [np.abs(np.diff(inverse, axis=axis, append=0)) for axis in (0, 1)]  # the image's end is one
     edge = np.maximum(*jumps) > 0.1 * inverse
     # flat patches of disparity share an error, and what is written is a whole number of steps
     error = zoom(rng.normal(0, 0.35, (HEIGHT // 4, WIDTH // 4)), 4, order=1) + rng.normal(0, 0.35, depth.shape)

@@ -48,8 +48,8 @@ OWNERS = {
 }  # fmt: skip
 ORDERED = {
     "registration": [
-        "result", "budget", "freedom", "steps", "constraint", "objectives", "uncertainty", "icp", "global_search",
-        "probing", "verification", "equivalence", "assignment", "learned",
+        "result", "budget", "freedom", "steps", "constraint", "objectives", "uncertainty", "icp", "description",
+        "global_search", "probing", "verification", "equivalence", "assignment", "learned",
     ]
 }  # fmt: skip
 ALLOWED = {

@@ -32,7 +32,8 @@ from dlc_reg.geometry import PointCloud, globalize, localize
 from dlc_reg.metrics import rotation_error, translation_error
 from dlc_reg.networks.descriptors import Descriptors, histograms
 from dlc_reg.networks.files import load_network
-from dlc_reg.registration.global_search import MAX_MATCHES, GlobalSearch, Thinned, working_voxel_size
+from dlc_reg.registration.description import FPFH_VOXELS, SIGNATURE_VOXELS, nearest
+from dlc_reg.registration.global_search import GlobalSearch, Thinned, working_voxel_size
 
 SETS = {
     "FPFH": ("fpfh",),
@@ -112,10 +113,10 @@ def compared(pair: Known, network: Descriptors) -> dict[str, Counts]:
     def classical(describe: Callable[..., Tensor], radius: float) -> list[Tensor]:
         return [describe(c.index, c.coarse.normals, radius * voxel, oriented=oriented) for c in clouds]
 
-    fpfh, fpfh_seconds = timed(lambda: classical(ops.fpfh, 5))
-    signatures, signatures_seconds = timed(lambda: classical(ops.signatures, 6))
+    fpfh, fpfh_seconds = timed(lambda: classical(ops.fpfh, FPFH_VOXELS))
+    signatures, signatures_seconds = timed(lambda: classical(ops.signatures, SIGNATURE_VOXELS))
     learned, learned_seconds = timed(lambda: [network(histograms(*x)) for x in zip(fpfh, signatures, strict=True)])
-    axes = clouds[1].signature_axes
+    axes = clouds[1].description.axes
     described = {"fpfh": fpfh, "signatures": [x @ axes for x in signatures], "learned": learned}
     found = {name: timed(lambda rows=rows: nearest(*rows)) for name, rows in described.items()}
     truth = torch.from_numpy(localize(pair.pose, pair.source, pair.target))
@@ -134,12 +135,6 @@ def compared(pair: Known, network: Descriptors) -> dict[str, Counts]:
         ratio = two / max(len(pairs), 1)
         counts[name] = Counts(len(pairs), one, two, ratio, ratio > MATCHED, any(right), right[0], seconds)
     return counts
-
-
-def nearest(a: Tensor, b: Tensor) -> Tensor:
-    """(M, 2): the mutual matches, at most as many as the search takes of a descriptor."""
-    pairs, squared = ops.mutual_matches(a.contiguous(), b.contiguous())
-    return pairs[squared.argsort(stable=True)[:MAX_MATCHES]]
 
 
 def table(rows: list[dict[str, Counts]]) -> str:

@@ -1,6 +1,6 @@
 """Trains the learned descriptors on rooms (`datasets/rooms.py`), with known viewpoints and without.
 
-    python tools/train_descriptors.py rooms.npz --output FOLDER [--steps 3000] [--seed 0]
+    python tools/train_descriptors.py rooms.npz --output FOLDER [--steps 2000] [--seed 0]
 
 InfoNCE between descriptors of points that the true pose lays within a voxel, against others of the pair that lie
 further than 3 voxels apart. The last tenth of the rooms is held out, and what is printed is counted there. FOLDER gets
@@ -23,14 +23,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from dlc_reg import ops
 from dlc_reg.io import read_columns
 from dlc_reg.networks.descriptors import Descriptors, histograms
 from dlc_reg.networks.files import save_network
-from dlc_reg.registration.global_search import MAX_MATCHES, Thinned, working_voxel_size
+from dlc_reg.registration.description import nearest
+from dlc_reg.registration.global_search import Thinned, working_voxel_size
 
 TEMPERATURE = 0.07
-ANCHORS, OTHERS = 512, 512  # correspondences of a step, and points besides
+ANCHORS, OTHERS = 512, 1024  # correspondences of a step, and points besides
 HELD_OUT = 0.1  # of the rooms
 
 
@@ -70,7 +70,7 @@ def describe(fragments: Fragments, rng: np.random.Generator, *, oriented: bool) 
         room = fragments.data["scene"][i]
         voxel = float(np.median(own[fragments.data["scene"] == room]) * factors[room])
         thinned = Thinned.prepare(cloud, voxel, oriented=oriented)
-        codes = (255 * histograms(thinned.features, thinned.signatures)).round().to(torch.uint8)
+        codes = (255 * histograms(thinned.description.fpfh, thinned.description.signatures)).round().to(torch.uint8)
         described.append(Described(thinned.coarse.points.double().numpy() + cloud.origin, codes, voxel))
     return described
 
@@ -82,14 +82,14 @@ def pairs_of(fragments: Fragments, seed: int, *, oriented: bool) -> list[Pair]:
 
 
 def loss_of(network: Descriptors, pair: Pair, rng: np.random.Generator) -> Tensor | None:
-    rows, nearest = pair.correspondences
+    rows, partners = pair.correspondences
     if len(rows) < 32:
         return None
     chosen = rng.permutation(len(rows))[:ANCHORS]
     losses = []
     ways = (
-        (pair.source, rows[chosen], pair.target, nearest[chosen]),
-        (pair.target, nearest[chosen], pair.source, rows[chosen]),
+        (pair.source, rows[chosen], pair.target, partners[chosen]),
+        (pair.target, partners[chosen], pair.source, rows[chosen]),
     )
     described = {id(a): network(a.input(torch.from_numpy(at))) for a, at, _, _ in ways}
     for a, _, b, at_b in ways:
@@ -129,8 +129,7 @@ def train(pairs: list[Pair], width: int, steps: int, seed: int) -> Descriptors:
 def true_matches(network: Descriptors | None, pair: Pair) -> tuple[int, int]:
     """Of the mutual nearest: those that the truth lays within two voxels, and all. Without a network, of FPFH."""
     a, b = (d.input() if network is not None else d.input()[:, :33] ** 2 for d in (pair.source, pair.target))
-    found, squared = ops.mutual_matches(*(x.contiguous() if network is None else network(x) for x in (a, b)))
-    found = found[squared.argsort(stable=True)[:MAX_MATCHES]].numpy()
+    found = nearest(*(x.contiguous() if network is None else network(x) for x in (a, b))).numpy()
     moved = pair.source.points[found[:, 0]] @ pair.T_target_source[:3, :3].T + pair.T_target_source[:3, 3]
     distances = np.linalg.norm(moved - pair.target.points[found[:, 1]], axis=1)
     return int((distances < 2 * pair.source.voxel).sum()), len(found)
@@ -141,7 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

@@ -18,11 +18,10 @@ from dlc_reg import ops
 from dlc_reg.geometry import PointCloud, turned_to
 from dlc_reg.registration.budget import Budget
 from dlc_reg.registration.constraint import FREE, Constraint
+from dlc_reg.registration.description import Description
 from dlc_reg.registration.steps import solve_least
 
 WORKING_POINTS = 4500  # the working voxel size leaves about so many points in the larger cloud
-MAX_MATCHES = 2000  # of either descriptor
-SIGNATURE_AXES = 64  # principal ones of the target's signatures
 MAX_SEEDS = 1000
 DISTINCT_POSES = 40
 DISTINCT_ANGLE = math.radians(10)
@@ -38,26 +37,17 @@ BIN_ANGLE = 0.03  # [rad] of a depth map, unless the points lie further apart th
 
 @dataclass(frozen=True)
 class Thinned:
-    """A cloud thinned to the working voxel size and to half of it; its descriptors are of the coarse points."""
+    """A cloud thinned to the working voxel size and to half of it; the description is of the coarse points."""
 
     coarse: ops.Surface
     fine: ops.Surface
     index: ops.SearchIndex  # of the coarse points
-    features: Tensor  # (N, 33)
-    signatures: Tensor  # (N, 352), or (N, 192) where the normals' signs mean nothing
+    description: Description
 
     @cached_property
     def center(self) -> Tensor:
         """(3,) float64: the mean of the coarse points."""
         return self.coarse.points.double().mean(0)
-
-    @cached_property
-    def signature_axes(self) -> Tensor:
-        """(D, 64): the principal axes of the signatures, with their mean among them."""
-        some = self.signatures[:: -(-len(self.signatures) // 2000) or 1]
-        gram = (some.mT @ some).double()  # in float32 LAPACK gives up on few rows
-        axes: Tensor = torch.linalg.eigh(gram).eigenvectors[:, -SIGNATURE_AXES:].float()
-        return axes
 
     @cached_property
     def fine_index(self) -> ops.SearchIndex:
@@ -80,11 +70,8 @@ class Thinned:
                 bin_angle = max(bin_angle, 1.5 * voxel / max(depth, 5 * voxel))
             surfaces.append(ops.Surface(points, normals, cell=size, reach=2.5 * size, eye=eye, bin_angle=bin_angle))
         coarse, fine = surfaces
-        features, signatures = (
-            describe(indices[0], coarse.normals, radius * voxel, oriented=oriented, num_threads=num_threads)
-            for describe, radius in ((ops.fpfh, 5), (ops.signatures, 6))
-        )
-        return Thinned(coarse, fine, indices[0], features, signatures)
+        description = Description.of(indices[0], coarse.normals, voxel, oriented=oriented, num_threads=num_threads)
+        return Thinned(coarse, fine, indices[0], description)
 
 
 @dataclass(frozen=True)
@@ -151,12 +138,7 @@ class GlobalSearch:
         constraint: Constraint = FREE,
     ) -> GlobalSearch:
         """Between a source `a` and a target `b`, both thinned to `voxel` before, with one `oriented`."""
-        axes = b.signature_axes
-        found = []
-        for rows in ((a.features, b.features), (a.signatures @ axes, b.signatures @ axes)):
-            pairs, squared = ops.mutual_matches(*rows, num_threads=num_threads)
-            found.append(pairs[squared.argsort(stable=True)[:MAX_MATCHES]])
-        pairs = torch.unique(torch.cat(found), dim=0)
+        pairs = a.description.matches(b.description, num_threads=num_threads)
         p, q = a.coarse.points[pairs[:, 0]], b.coarse.points[pairs[:, 1]]
         return GlobalSearch(a, b, voxel, oriented, p, q, num_threads, constraint)
 
