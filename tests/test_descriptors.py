@@ -16,8 +16,7 @@ from scipy.spatial.transform import Rotation
 from dlc_reg import ops
 from dlc_reg.errors import InputError
 from dlc_reg.geometry import localize
-from dlc_reg.networks.descriptors import Descriptors, histograms
-from dlc_reg.networks.files import load_network
+from dlc_reg.networks.descriptors import Descriptors, histograms, read, shipped
 from dlc_reg.registration.description import nearest
 from dlc_reg.registration.global_search import Thinned, working_voxel_size
 
@@ -49,12 +48,6 @@ def rooms_file(tmp_path_factory):
     return path
 
 
-def shipped(oriented: bool) -> Descriptors:
-    network = load_network(SHIPPED / f"{'' if oriented else 'un'}oriented.safetensors", {"descriptors": Descriptors})
-    assert isinstance(network, Descriptors)
-    return network
-
-
 def described(points: np.ndarray, normals: np.ndarray, radius: float, oriented: bool) -> torch.Tensor:
     index = ops.SearchIndex(torch.from_numpy(points.astype(np.float32)))
     given = torch.from_numpy(normals.astype(np.float32))
@@ -76,7 +69,7 @@ def test_descriptors_depend_neither_on_the_frame_nor_on_the_unit(seed, scale, or
     normals = slope / np.linalg.norm(slope, axis=1)[:, None]
     turn = Rotation.random(random_state=seed).as_matrix()
     signs = 1 if oriented else rng.choice([-1, 1], (400, 1))
-    network = shipped(oriented)
+    network = shipped(oriented=oriented)
     with torch.no_grad():
         a = network(described(points, normals, 0.1, oriented))
         b = network(described(scale * points @ turn.T, signs * normals @ turn.T, 0.1 * scale, oriented))
@@ -96,7 +89,7 @@ def test_the_shipped_ones_find_more_true_matches_than_what_they_are_made_of(room
         moved = a.coarse.points.double() @ truth[:3, :3].T + truth[:3, 3]
         both = [x.description for x in (a, b)]
         with torch.no_grad():
-            learned = [shipped(oriented)(histograms(d.fpfh, d.signatures)) for d in both]
+            learned = [shipped(oriented=oriented)(histograms(d.fpfh, d.signatures)) for d in both]
         for k, rows in enumerate(([d.fpfh for d in both], [d.signatures @ both[1].axes for d in both], learned)):
             pairs = nearest(*rows)
             distances = (moved[pairs[:, 0]] - b.coarse.points[pairs[:, 1]]).norm(dim=1)
@@ -109,7 +102,7 @@ def test_what_is_shipped_is_small_and_says_what_it_was_trained_on():
     assert [f.name for f in files] == ["oriented.safetensors", "unoriented.safetensors"]
     assert sum(f.stat().st_size for f in files) < 500_000
     for oriented in (True, False):
-        network = shipped(oriented)
+        network = shipped(oriented=oriented)
         assert network.mean.shape == (385 if oriented else 225,)
         card = network.card
         assert {"data", "rooms", "seed", "steps", "licences", "figures"} <= card.keys()
@@ -122,7 +115,7 @@ def test_training_writes_the_same_bytes_again_and_holds_a_room_out(rooms_file, t
     for kind in ("oriented", "unoriented"):
         first, again = ((tmp_path / name / f"{kind}.safetensors").read_bytes() for name in ("a", "b"))
         assert first == again
-        network = load_network(tmp_path / "a" / f"{kind}.safetensors", {"descriptors": Descriptors})
+        network = read(tmp_path / "a" / f"{kind}.safetensors")
         assert network.card["held_out"] == 1 and network.card["rooms"] == 2
         assert json.dumps(network.card["figures"])
     assert "rooms held out" in capsys.readouterr().out
@@ -145,7 +138,7 @@ def test_networks_without_a_width_are_refused(arguments):
 
 
 def test_the_table_has_a_line_for_each_set(rooms_file, capsys):
-    compare_descriptors.main([str(rooms_file), "--pairs", "1", "--weights", str(SHIPPED)])
+    compare_descriptors.main([str(rooms_file), "--pairs", "1"])
     out = capsys.readouterr().out
     assert "rooms: 1 pairs, seed 0, viewpoints False" in out
     assert all(out.count(f"| {name} |") == 1 for name in compare_descriptors.SETS)

@@ -25,13 +25,11 @@ from fragments import Fragments
 from torch import Tensor
 from tqdm import tqdm
 
-import dlc_reg
 from dlc_reg import ops
 from dlc_reg._many_list import read_entries
 from dlc_reg.geometry import PointCloud, globalize, localize
 from dlc_reg.metrics import rotation_error, translation_error
-from dlc_reg.networks.descriptors import Descriptors, histograms
-from dlc_reg.networks.files import load_network
+from dlc_reg.networks.descriptors import Descriptors, file_name, histograms, read, shipped
 from dlc_reg.registration.description import FPFH_VOXELS, SIGNATURE_VOXELS, nearest
 from dlc_reg.registration.global_search import GlobalSearch, Thinned, working_voxel_size
 
@@ -45,7 +43,6 @@ SETS = {
 }
 WITHIN_DEG, WITHIN, SHARE = 15.0, 0.3, 0.05
 MATCHED = 0.05
-WEIGHTS = Path(dlc_reg.__file__).parent / "weights" / "descriptors"
 
 
 class Known(NamedTuple):
@@ -158,7 +155,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=60, help="of each benchmark in the file, drawn at random")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of pairs")
     parser.add_argument("--viewpoints", action="store_true", help="the sensor stood at each cloud's origin")
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="a folder that train_descriptors.py wrote")
+    parser.add_argument("--weights", type=Path, help="a folder that train_descriptors.py wrote; default: the shipped")
     parser.add_argument("--allow-outside", action="store_true", help="let the paths of PAIRS.csv leave its folder")
     return parser.parse_args(arguments)
 
@@ -166,9 +163,8 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     options = parsed(arguments)
     torch.set_num_threads(1)
-    kind = "oriented" if options.viewpoints else "unoriented"
-    network = load_network(options.weights / f"{kind}.safetensors", {"descriptors": Descriptors})
-    assert isinstance(network, Descriptors)
+    name = file_name(oriented=options.viewpoints)
+    network = read(options.weights / name) if options.weights else shipped(oriented=options.viewpoints)
     for name, pairs in known_pairs(options):
         rows = [compared(pair, network) for pair in tqdm(pairs, desc=name, unit="pair")]
         print(f"\n{name}: {len(rows)} pairs, seed {options.seed}, viewpoints {options.viewpoints}\n\n{table(rows)}")

@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from dlc_reg.io import read_columns
-from dlc_reg.networks.descriptors import Descriptors, histograms
+from dlc_reg.networks.descriptors import Descriptors, file_name, histograms
 from dlc_reg.networks.files import save_network
 from dlc_reg.registration.description import nearest
 from dlc_reg.registration.global_search import Thinned, working_voxel_size
@@ -160,13 +160,13 @@ def main(arguments: list[str] | None = None) -> None:
                 "inlier_ratio": float((counts[:, 0] / counts[:, 1]).mean()),
             }
         seconds = time.perf_counter() - begun
-        name = "oriented" if oriented else "unoriented"
+        name = file_name(oriented=oriented)
         card = {
             "data": f"datasets/rooms.py, {len(rooms)} rooms, SHA-256 {fragments.checksum()}", "licences": licences,
             "rooms": len(rooms), "held_out": len(held), "seed": options.seed, "steps": options.steps,
             "figures": figures,
         }  # fmt: skip
-        save_network(options.output / f"{name}.safetensors", network, card, {"descriptors": Descriptors})
+        save_network(options.output / name, network, card, {"descriptors": Descriptors})
         print(f"{name}: {seconds:.0f} s; on {len(held)} rooms held out: {figures}")
 
 

@@ -6,10 +6,15 @@ whatever the clouds' unit, size and spacing.
 
 from __future__ import annotations
 
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
 from dlc_reg.networks.arguments import recorded
+from dlc_reg.networks.files import load_network
 from dlc_reg.networks.neighbours import check_counts
 
 
@@ -36,3 +41,26 @@ class Descriptors(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.normalize(self.layers(10 * (x - self.mean)), dim=-1)
+
+
+@cache
+def shipped(*, oriented: bool) -> Descriptors:
+    """The weights that come with the package, for normals turned to known viewpoints, or of any sign.
+
+    They were trained on generated rooms, and go with radii of 5 voxels for `ops.fpfh` and 6 for `ops.signatures`, and
+    points thinned to that voxel size.
+    """
+    folder = resources.files("dlc_reg") / "weights" / "descriptors"
+    with resources.as_file(folder / file_name(oriented=oriented)) as path:
+        return read(path)
+
+
+def read(path: Path) -> Descriptors:
+    """Those of a file, in eval(). Raises InputError for one that does not hold them."""
+    network = load_network(path, {"descriptors": Descriptors})
+    assert isinstance(network, Descriptors)
+    return network
+
+
+def file_name(*, oriented: bool) -> str:
+    return f"{'' if oriented else 'un'}oriented.safetensors"
