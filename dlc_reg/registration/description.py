@@ -51,7 +51,8 @@ class Description:
             nearest(*rows, num_threads=num_threads)
             for rows in ((self.fpfh, target.fpfh), (self.signatures @ axes, target.signatures @ axes))
         ]
-        return torch.unique(torch.cat(found), dim=0)
+        pairs: Tensor = torch.unique(torch.cat(found), dim=0)
+        return pairs
 
 
 def nearest(a: Tensor, b: Tensor, *, num_threads: int | None = None) -> Tensor:
