@@ -19,7 +19,7 @@ import hashlib
 import io
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from zipfile import ZipFile
 
@@ -42,6 +42,7 @@ class Row:
     category: str
     name: str
     licence: str
+    about: dict[str, str] = field(default_factory=dict)  # what furniture's catalogue says besides
 
 
 def digest(*text: str) -> int:
@@ -65,15 +66,16 @@ def furniture(package: Path) -> Iterator[Row]:
         with ZipFile(io.BytesIO(data)) as archive:
             entries: dict[str, dict[str, str]] = {}
             catalogue = archive.read("PluginFurnitureCatalog.properties").decode("latin-1")
-            for key, number, value in re.findall(r"^(name|category|model)#(\d+)=(.*)$", catalogue, re.M):
+            for key, number, value in re.findall(r"^(\w+)#(\d+)=(.*)$", catalogue, re.M):
                 entries.setdefault(number, {})[key] = value.strip()
             models: dict[str, dict[str, str]] = {}  # each once, under its first entry
-            for entry in (e for e in entries.values() if len(e) == 3):
+            for entry in (e for e in entries.values() if {"name", "category", "model"} <= e.keys()):
                 models.setdefault(entry["model"].lstrip("/"), entry)
             for model, entry in models.items():
                 if model.endswith(".obj") and archive.getinfo(model).file_size <= LIMIT:
                     licence = licence_of(f"{library}/{model}", patterns)
-                    yield Row(archive.read(model), f"sh3d-{library}", entry["category"], entry["name"], licence)
+                    source = f"sh3d-{library}"
+                    yield Row(archive.read(model), source, entry["category"], entry["name"], licence, entry)
 
 
 def parts(package: Path, per_category: int) -> Iterator[Row]:

@@ -50,7 +50,7 @@ OWNERS = {
 ORDERED = {
     "registration": [
         "result", "budget", "freedom", "steps", "constraint", "frame", "objectives", "uncertainty", "icp",
-        "global_search", "probing", "verification", "equivalence", "assignment", "learned",
+        "description", "global_search", "probing", "verification", "equivalence", "assignment", "learned",
     ]
 }  # fmt: skip
 ALLOWED = {

@@ -2,9 +2,9 @@
 
 `points_q` (P, 3), integers; times `scale` they are metres in the sensor's frame, where it stood at the origin.
 `offsets` (F + 1,): cloud k is rows offsets[k] to offsets[k + 1]. `scene` (F,), text, and `fragment` (F,), the cloud's
-number within its scene. For each benchmark B in the file ("3dmatch", "3dlomatch", "kitti", "eth"): `B_pairs` (K, 2) of
-clouds (i, j), `B_T` (K, 4, 4), which maps j into i; if known `B_info` (K, 6, 6), Redwood's information matrix of
-gt.info, and `B_overlap` (K,). Other columns may be there. The scripts in `datasets/` write it.
+number within its scene. For each benchmark B in the file ("3dmatch", "3dlomatch", "kitti", "eth", "rooms"): `B_pairs`
+(K, 2) of clouds (i, j), `B_T` (K, 4, 4), which maps j into i; if known `B_info` (K, 6, 6), Redwood's information matrix
+of gt.info, and `B_overlap` (K,). Other columns may be there. The scripts in `datasets/` write it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from dlc_reg.errors import InputError
 from dlc_reg.geometry import PointCloud
 from dlc_reg.io import read_columns
 
-BENCHMARKS = ("3dmatch", "3dlomatch", "kitti", "eth")
-MAKER = "datasets/threedmatch.py, kitti.py or eth.py"
+BENCHMARKS = ("3dmatch", "3dlomatch", "kitti", "eth", "rooms")
+MAKER = "datasets/threedmatch.py, kitti.py, eth.py or rooms.py"
 CLOUDS = ("scale", "offsets", "scene", "fragment")
 
 

@@ -7,7 +7,6 @@ sensors' viewpoints are known, free space together. All poses here map local sou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
 
@@ -19,11 +18,10 @@ from dlc_reg import ops
 from dlc_reg.geometry import PointCloud, turned_to
 from dlc_reg.registration.budget import Budget
 from dlc_reg.registration.constraint import FREE, Constraint
+from dlc_reg.registration.description import Description
 from dlc_reg.registration.steps import solve_least
 
 WORKING_POINTS = 4500  # the working voxel size leaves about so many points in the larger cloud
-MAX_MATCHES = 2000  # of either descriptor
-SIGNATURE_AXES = 64  # principal ones of the target's signatures
 MAX_SEEDS = 1000
 DISTINCT_POSES = 40
 DISTINCT_ANGLE = math.radians(10)
@@ -39,14 +37,16 @@ BIN_ANGLE = 0.03  # [rad] of a depth map, unless the points lie further apart th
 
 @dataclass(frozen=True)
 class Thinned:
-    """A cloud thinned to the working voxel size and to half of it; its descriptors are of the coarse points."""
+    """A cloud thinned to the working voxel size and to half of it; the description is of the coarse points."""
 
     coarse: ops.Surface
     fine: ops.Surface
-    index: ops.SearchIndex  # of the coarse points
-    voxel: float
-    oriented: bool  # the normals' signs mean something
-    num_threads: int | None = None
+    description: Description
+
+    @property
+    def index(self) -> ops.SearchIndex:
+        """Of the coarse points."""
+        return self.description.index
 
     @cached_property
     def center(self) -> Tensor:
@@ -54,31 +54,9 @@ class Thinned:
         return self.coarse.points.double().mean(0)
 
     @cached_property
-    def features(self) -> Tensor:
-        """(N, 33): fast point feature histograms."""
-        return self._described(ops.fpfh, 5)
-
-    @cached_property
-    def signatures(self) -> Tensor:
-        """(N, 352), or (N, 192) unless `oriented`: signatures of histograms of orientations."""
-        return self._described(ops.signatures, 6)
-
-    @cached_property
-    def signature_axes(self) -> Tensor:
-        """(D, 64): the principal axes of the signatures, with their mean among them."""
-        some = self.signatures[:: -(-len(self.signatures) // 2000) or 1]
-        gram = (some.mT @ some).double()  # in float32 LAPACK gives up on few rows
-        axes: Tensor = torch.linalg.eigh(gram).eigenvectors[:, -SIGNATURE_AXES:].float()
-        return axes
-
-    @cached_property
     def fine_index(self) -> ops.SearchIndex:
         """Of the fine points; only constrained refinement needs it."""
         return ops.SearchIndex(self.fine.points)
-
-    def _described(self, describe: Callable[..., Tensor], radius: float) -> Tensor:
-        normals, reach = self.coarse.normals, radius * self.voxel
-        return describe(self.index, normals, reach, oriented=self.oriented, num_threads=self.num_threads)
 
     @staticmethod
     def prepare(cloud: PointCloud, voxel: float, *, oriented: bool, num_threads: int | None = None) -> Thinned:
@@ -96,7 +74,8 @@ class Thinned:
                 bin_angle = max(bin_angle, 1.5 * voxel / max(depth, 5 * voxel))
             surfaces.append(ops.Surface(points, normals, cell=size, reach=2.5 * size, eye=eye, bin_angle=bin_angle))
         coarse, fine = surfaces
-        return Thinned(coarse, fine, indices[0], voxel, oriented, num_threads)
+        description = Description(indices[0], coarse.normals, voxel, oriented, num_threads)
+        return Thinned(coarse, fine, description)
 
 
 @dataclass(frozen=True)
@@ -144,11 +123,11 @@ class GlobalSearch:
 
     @property
     def voxel(self) -> float:
-        return self.source.voxel
+        return self.source.description.voxel
 
     @property
     def oriented(self) -> bool:
-        return self.source.oriented
+        return self.source.description.oriented
 
     @staticmethod
     def prepare(
@@ -164,14 +143,7 @@ class GlobalSearch:
         a: Thinned, b: Thinned, *, quick: bool = False, num_threads: int | None = None, constraint: Constraint = FREE
     ) -> GlobalSearch:
         """Between a source `a` and a target `b`, thinned alike; `quick`: by the histograms alone, at half the cost."""
-        rows = [(a.features, b.features)]
-        if not quick:
-            rows.append((a.signatures @ b.signature_axes, b.signatures @ b.signature_axes))
-        found = []
-        for of_source, of_target in rows:
-            pairs, squared = ops.mutual_matches(of_source, of_target, num_threads=num_threads)
-            found.append(pairs[squared.argsort(stable=True)[:MAX_MATCHES]])
-        pairs = torch.unique(torch.cat(found), dim=0)
+        pairs = a.description.matches(b.description, quick=quick, num_threads=num_threads)
         p, q = a.coarse.points[pairs[:, 0]], b.coarse.points[pairs[:, 1]]
         return GlobalSearch(a, b, p, q, quick, num_threads, constraint)
 

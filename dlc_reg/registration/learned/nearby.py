@@ -55,7 +55,7 @@ def _voted(search: GlobalSearch, start: Tensor, limit: float, turns: int) -> Ten
     poses = torch.eye(4, dtype=torch.float64).repeat(turns, 1, 1)
     poses[:, :3, :3] = super_fibonacci(turns)
     rotations = poses[angles(poses, start) <= limit][:, :3, :3]
-    rows, columns = _matches(search.source.features, search.target.features)
+    rows, columns = _matches(search.source.description.fpfh, search.target.description.fpfh)
     p = search.source.coarse.points.double()[rows] - search.source.center
     q = search.target.coarse.points.double()[columns] - search.target.center
     shifts = _modes(rotations.float(), p.float(), q.float()).double()
