@@ -142,6 +142,9 @@ def _entry_arrays(archive: zipfile.ZipFile, names: Sequence[str]) -> dict[str, n
     for name in names:
         if name in entries and name not in arrays:
             info = entries[name]
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                # NumPy writes no others, and a few bytes of LZMA can ask for 4 GiB.
+                raise ValueError(f"{info.filename} is packed in a way that numpy.savez does not; save it anew")
             if info.file_size > _ZIP_FREE_BYTES + _ZIP_RATIO * info.compress_size:
                 raise ValueError(f"{info.compress_size} bytes that unpack to {info.file_size} are no plain arrays")
             with archive.open(info) as entry:
