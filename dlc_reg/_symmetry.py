@@ -19,7 +19,7 @@ from torch import Tensor
 from dlc_reg import ops
 from dlc_reg.errors import InputError
 from dlc_reg.io import replacing
-from dlc_reg.manifold import so3_exp
+from dlc_reg.manifold import invert_rigid, so3_exp
 from dlc_reg.metrics import rotation_error
 from dlc_reg.protocols import Shapes
 from dlc_reg.registration.global_search import super_fibonacci
@@ -113,7 +113,7 @@ def _refined(surfaces: list[ops.Surface], poses: Tensor, spacing: float, last: f
 def _fit(clouds: list[Tensor], index: list[ops.SearchIndex], poses: Tensor) -> Tensor:
     """Mean squared distances to the nearest point, both ways, of the poses (K, 4, 4): (K,)."""
     total = torch.zeros(len(poses), dtype=torch.float64)
-    for a, b, to_b in ((0, 1, poses), (1, 0, torch.linalg.inv(poses))):
+    for a, b, to_b in ((0, 1, poses), (1, 0, invert_rigid(poses))):
         moved = clouds[a].double() @ to_b[:, :3, :3].mT + to_b[:, None, :3, 3]
         distances = index[b].knn(moved.float().reshape(-1, 3))[0]
         total += distances.double().square().reshape(len(poses), -1).mean(1)

@@ -274,4 +274,4 @@ def _schedule(settings: Optimizer, step: int) -> float:
 
 def _mixed(seed: int, step: int) -> int:
     """One seed of two numbers, without visible relation to either."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]) >> 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dlc_reg.manifold import invert_rigid
 from dlc_reg.registration.global_search import Candidates, GlobalSearch
 from dlc_reg.registration.verification import OTHER_ANGLE, OTHER_VOXELS, RIVAL_OVERLAP
 
@@ -19,7 +20,7 @@ def equivalent_poses(search: GlobalSearch, pose: Tensor, candidates: Candidates)
     """
     enough = RIVAL_OVERLAP * search.judge(pose[None]).overlap[0]
     found = _distinct(candidates[candidates.overlap > enough], search, pose)
-    motions = found @ torch.linalg.inv(pose)
+    motions = found @ invert_rigid(pose)
     products = (motions[:, None] @ motions[None] @ pose).reshape(-1, 4, 4)
     new = _distinct(Candidates(products, *[torch.zeros(len(products), dtype=torch.float64)] * 6), search, pose, *found)
     if len(new):

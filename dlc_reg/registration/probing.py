@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dlc_reg import ops
-from dlc_reg.manifold import SE3
+from dlc_reg.manifold import SE3, invert_rigid
 from dlc_reg.registration.global_search import NORMAL_COSINE, GlobalSearch
 
 RAYS = 24  # twelve directions and their opposites
@@ -33,7 +33,7 @@ def landscape(search: GlobalSearch, pose: Tensor) -> float:
     xi = torch.cat([xi[..., :3] / radius, xi[..., 3:]], -1).reshape(-1, 6)
     there = torch.eye(4, dtype=torch.float64)
     there[:3, 3] = pose[:3, :3] @ centre + pose[:3, 3]
-    about = (torch.linalg.inv(there) @ pose).expand(len(xi), 4, 4)
+    about = (invert_rigid(there) @ pose).expand(len(xi), 4, 4)
     judged = ops.judge_poses(
         search.source.coarse,
         search.target.coarse,
@@ -65,7 +65,7 @@ def backward(search: GlobalSearch, pose: Tensor) -> float:
         constraint=constraint if down is None else replace(constraint, down=(down[1], down[0])),
     )
     forth = search.refine(pose[None])[0]
-    back = torch.linalg.inv(swapped.refine(torch.linalg.inv(pose)[None])[0])
+    back = invert_rigid(swapped.refine(invert_rigid(pose)[None])[0])
     points = search.source.coarse.points.double()
     apart = points @ (forth - back)[:3, :3].T + (forth - back)[:3, 3]
     return float(apart.square().sum(1).mean().sqrt()) / search.voxel

@@ -41,18 +41,20 @@ def estimate(model: RegistrationNetwork, source: Tensor, target: Tensor, start: 
     radius = max(float(offset.norm(dim=1).quantile(0.98)) for offset in offsets)
     if not radius > 0:
         return start.double()
+    # The unit ball into the clouds' coordinates, and back: a solver's inverse has a last row that rounding may touch.
     inward, outward = (_similarity(c, radius) for c in centers)
+    source_shrunk, target_shrunk = (_similarity(-c / radius, 1 / radius) for c in centers)
     with one_thread(), torch.no_grad():
-        init = torch.linalg.inv(outward) @ start.double() @ inward
+        init = target_shrunk @ start.double() @ inward
         solution = model(*((offset / radius).float()[None] for offset in offsets), init=init.float()[None])
     pose = solution.omega[0].double()
     pose[:3, :3] = polar_rotation(pose[:3, :3])  # float32 rounded it
-    found: Tensor = outward @ pose @ torch.linalg.inv(inward)
+    found: Tensor = outward @ pose @ source_shrunk
     return found
 
 
 def _similarity(center: Tensor, radius: float) -> Tensor:
-    """(4, 4): the unit ball into the cloud's coordinates."""
+    """(4, 4): p' = radius p + center."""
     matrix = torch.eye(4, dtype=torch.float64) * radius
     matrix[:3, 3], matrix[3, 3] = center, 1.0
     return matrix

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dlc_reg.errors import InputError
 from dlc_reg.iterate import Solution
+from dlc_reg.manifold import invert_rigid
 from dlc_reg.metrics import rotation_error
 from dlc_reg.networks.judge import Judge, describe, evidence
 from dlc_reg.networks.neighbours import blanked, weights
@@ -113,7 +114,7 @@ class RankedICP(RegistrationNetwork):
         a, b_ = describe(source), describe(target)
         ways = [
             evidence(a, b_, poses, self._rows(len(source))),
-            evidence(b_, a, torch.linalg.inv(poses), self._rows(len(target))),
+            evidence(b_, a, invert_rigid(poses), self._rows(len(target))),
         ]
         count = min(len(way[0]) for way in ways)
         seen = torch.stack([way[:, :count] for way in ways], 1).to(self.log_beta)
